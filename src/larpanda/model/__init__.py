@@ -1,0 +1,1 @@
+"""The networks: encoder, decoder, heads, and the bundles they are kept in."""

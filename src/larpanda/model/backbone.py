@@ -1,0 +1,277 @@
+"""Point Transformer V3 as Panda uses it (paper section 3.1.2): encoder, decoder, and the pyramid of features between.
+
+Nothing here knows about training or evaluation: stochastic depth acts where a random generator is passed in, and
+nowhere else. Orders and curve depth are fixed, so that an event's result depends on the event alone.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from larpanda.event import IMAGE_VOXELS, PointBatch
+from larpanda.sparse.attend import Windows, attend, windows
+from larpanda.sparse.convolve import convolve
+from larpanda.sparse.curves import ORDERS
+from larpanda.sparse.grid import Cells, coarsen, voxelize
+from larpanda.sparse.neighbors import KERNEL, NeighborMap, neighbor_map
+from larpanda.sparse.segment import max_runs, spread_runs, take_rows
+
+CURVE_DEPTH = 11  # bits per axis at level 0: the image has 10, and a rotated one still fits 2048 cells
+ENERGY_RANGE_MEV = (0.01, 20.0)  # mapped to -1..1 by the log scale of PoLAr-MAE, which Panda keeps (paper section 3.4)
+IN_CHANNELS = 4  # x, y, z, energy
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Sizes of the encoder; the defaults are the paper's 91 M (section 3.1.2)."""
+
+    channels: tuple[int, ...] = (48, 96, 192, 384, 512)
+    """Width of each level, finest first."""
+    depths: tuple[int, ...] = (3, 3, 3, 9, 3)
+    """Blocks of each level."""
+    head_dim: int = 16
+    """Channels of an attention head; divides every width."""
+    window: int = 256
+    """Cells that attend to each other."""
+    mlp_ratio: int = 4
+    """Width of the feed-forward layer over that of its input."""
+    layer_scale: float = 1e-5
+    """First value of the factor on each residual branch (section 3.5)."""
+    drop_path: float = 0.3
+    """Stochastic depth of the last block; grows linearly from 0 at the first (section 3.5)."""
+    mask_token: bool = False
+    """Learn a vector that stands for masked points (pre-training only)."""
+
+    def __post_init__(self) -> None:
+        _check_sizes("encoder", self.channels, self.depths, self.head_dim)
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Sizes of the decoder; the defaults are the paper's 16 M (section 3.2). Attention is as in the encoder."""
+
+    channels: tuple[int, ...] = (64, 96, 192, 384)
+    """Width of each level but the coarsest, finest first."""
+    depths: tuple[int, ...] = (2, 2, 2, 2)
+    """Blocks of each level."""
+
+
+def _check_sizes(name: str, channels: tuple[int, ...], depths: tuple[int, ...], head_dim: int) -> None:
+    if len(channels) != len(depths) or not channels:
+        raise ValueError(f"{name}: {len(channels)} widths and {len(depths)} depths; expected one of each per level")
+    if wrong := [c for c in channels if c % head_dim]:
+        raise ValueError(f"{name}: width {wrong[0]} is not a multiple of the head dimension {head_dim}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Level:
+    """One scale: its occupied cells and the geometry that all of its blocks share, made once per batch."""
+
+    cells: Cells
+    neighbors: NeighborMap
+    windows: tuple[Windows, ...]  # one for each curve in use
+
+    @classmethod
+    def of(cls, cells: Cells, window: int) -> "Level":
+        """Make the geometry of a level; ``window`` is the number of cells that attend to each other."""
+        cut = tuple(windows(cells.start, order, window) for order in cells.order)
+        return cls(cells, neighbor_map(cells.cell, cells.event_id), cut)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pyramid:
+    """The encoder's output: features of every level, finest first, and the way back to the points."""
+
+    levels: tuple[Level, ...]
+    features: tuple[Tensor, ...]  # [M_l, C_l] each
+    lengths: tuple[Tensor, ...]  # [M_l+1] int64: rows of level l in each cell of level l + 1
+    runs: tuple[Tensor, ...]  # [M_l] int64: the cell of level l + 1 of each row of level l
+    point_cell: Tensor  # [N] int64: the cell of level 0 of each point
+
+    def upcast(self, level: int = 0) -> Tensor:
+        """Features of every cell of a level beside those of the coarser cells that it lies in (section 3.1.2).
+
+        Returns:
+            [M, sum of C_l for l >= level], finest level first.
+        """
+        result = self.features[-1]
+        for finer in range(len(self.features) - 2, level - 1, -1):
+            spread = spread_runs(result, self.lengths[finer], self.runs[finer])
+            result = torch.cat([self.features[finer], spread], 1)
+        return result
+
+    def at_points(self, x: Tensor) -> Tensor:
+        """Values of level-0 cells [M, C] -> values of the points that were given to the encoder [N, C]."""
+        return take_rows(x, self.point_cell)
+
+
+class SparseConv(nn.Module):
+    """Submanifold 3 x 3 x 3 convolution with a bias."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(KERNEL, channels, channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor, neighbors: NeighborMap) -> Tensor:
+        """[M, C] -> [M, C]."""
+        return convolve(x, self.weight, neighbors) + self.bias
+
+
+class Block(nn.Module):
+    """Convolution, attention, feed-forward, each added to its input (Point Transformer V3 with layer scale)."""
+
+    def __init__(self, channels: int, order: int, drop_path: float, config: EncoderConfig) -> None:
+        super().__init__()
+        self.heads = channels // config.head_dim
+        self.order, self.drop_path = order, drop_path
+        self.conv = SparseConv(channels)
+        self.conv_linear = nn.Linear(channels, channels)
+        self.conv_norm = nn.LayerNorm(channels)
+        self.attention_norm = nn.LayerNorm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.attention_linear = nn.Linear(channels, channels)
+        self.attention_scale = nn.Parameter(torch.full((channels,), config.layer_scale))
+        self.mlp_norm = nn.LayerNorm(channels)
+        self.mlp_in = nn.Linear(channels, config.mlp_ratio * channels)
+        self.mlp_out = nn.Linear(config.mlp_ratio * channels, channels)
+        self.mlp_scale = nn.Parameter(torch.full((channels,), config.layer_scale))
+
+    def forward(self, x: Tensor, level: Level, generator: torch.Generator | None) -> Tensor:
+        """[M, C] -> [M, C]."""
+        x = x + self.conv_norm(self.conv_linear(self.conv(x, level.neighbors)))
+        attended = attend(self.qkv(self.attention_norm(x)), self.heads, level.windows[self.order])
+        x = x + self._drop(self.attention_linear(attended) * self.attention_scale, level, generator)
+        fed = self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x))))
+        return x + self._drop(fed * self.mlp_scale, level, generator)
+
+    def _drop(self, branch: Tensor, level: Level, generator: torch.Generator | None) -> Tensor:
+        """Stochastic depth (Huang et al. 2016): whole events skip it; in the released code, points do."""
+        if generator is None or self.drop_path == 0.0:
+            return branch
+        draw = torch.rand(len(level.cells.start) - 1, generator=generator).to(branch.device)
+        keep = (draw >= self.drop_path).to(branch.dtype) / (1.0 - self.drop_path)
+        return branch * keep[level.cells.event_id, None]
+
+
+class Encoder(nn.Module):
+    """Points to a pyramid of features (paper sections 3.1.1 and 3.1.2)."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, last = config.channels, sum(config.depths) - 1
+        drop = [config.drop_path * b / max(last, 1) for b in range(last + 1)]
+        self.embed = nn.Linear(IN_CHANNELS, width[0])
+        self.embed_norm = nn.LayerNorm(width[0])
+        if config.mask_token:
+            self.mask_token = nn.Parameter(torch.zeros(1, width[0]))
+        self.pool = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(width))
+        self.pool_norm = nn.ModuleList(nn.LayerNorm(c) for c in width[1:])
+        self.blocks = nn.ModuleList(
+            nn.ModuleList(Block(c, b % len(ORDERS), drop[sum(config.depths[:s]) + b], config) for b in range(depth))
+            for s, (c, depth) in enumerate(zip(width, config.depths, strict=True))
+        )
+        initialize(self)
+
+    def forward(self, batch: PointBatch, generator: torch.Generator | None = None) -> Pyramid:
+        """Encode a batch.
+
+        Args:
+            batch: N points; several in one voxel share its features (energies summed).
+            generator: draws which events skip which branch (stochastic depth); None: none do.
+
+        Raises:
+            ValueError: an event is wider than 2**11 voxels.
+        """
+        orders = min(max(self.config.depths), len(ORDERS))
+        cells, point_cell = voxelize(batch.position, batch.start, CURVE_DEPTH, orders)
+        x = F.gelu(self.embed_norm(self.embed(input_features(batch, point_cell, len(cells.cell)))))
+        levels, features, lengths, runs = [], [], [], []
+        for s, blocks in enumerate(self.blocks):
+            if s:
+                coarser = coarsen(cells)
+                cells = coarser.cells
+                x = F.gelu(self.pool_norm[s - 1](max_runs(self.pool[s - 1](x), coarser.length)))
+                lengths.append(coarser.length)
+                runs.append(coarser.run)
+            level = Level.of(cells, self.config.window)
+            for block in cast(Iterable[Block], blocks):
+                x = block(x, level, generator)
+            levels.append(level)
+            features.append(x)
+        return Pyramid(tuple(levels), tuple(features), tuple(lengths), tuple(runs), point_cell)
+
+
+class Decoder(nn.Module):
+    """A pyramid to features of its finest cells, with skip connections (paper section 3.2)."""
+
+    def __init__(self, config: DecoderConfig, encoder: EncoderConfig) -> None:
+        super().__init__()
+        _check_sizes("decoder", config.channels, config.depths, encoder.head_dim)
+        if len(config.channels) != len(encoder.channels) - 1:
+            raise ValueError(
+                f"decoder: {len(config.channels)} levels; an encoder of {len(encoder.channels)} levels "
+                f"needs {len(encoder.channels) - 1}"
+            )
+        below = (*config.channels[1:], encoder.channels[-1])
+        last = sum(config.depths) - 1
+        self.up = nn.ModuleList(nn.Linear(a, b) for a, b in zip(below, config.channels, strict=True))
+        self.up_norm = nn.ModuleList(nn.LayerNorm(c) for c in config.channels)
+        self.skip = nn.ModuleList(nn.Linear(a, b) for a, b in zip(encoder.channels, config.channels, strict=False))
+        self.skip_norm = nn.ModuleList(nn.LayerNorm(c) for c in config.channels)
+        self.blocks = nn.ModuleList(  # stochastic depth grows from the output towards the encoder
+            nn.ModuleList(
+                Block(c, b % len(ORDERS), encoder.drop_path * (sum(config.depths[:s]) + b) / max(last, 1), encoder)
+                for b in range(depth)
+            )
+            for s, (c, depth) in enumerate(zip(config.channels, config.depths, strict=True))
+        )
+        initialize(self)
+
+    def forward(self, pyramid: Pyramid, generator: torch.Generator | None = None) -> Tensor:
+        """Returns [M, D]: features of the cells of level 0."""
+        x = pyramid.features[-1]
+        for s in range(len(self.blocks) - 1, -1, -1):
+            from_below = F.gelu(self.up_norm[s](self.up[s](x)))
+            x = F.gelu(self.skip_norm[s](self.skip[s](pyramid.features[s])))
+            x = x + spread_runs(from_below, pyramid.lengths[s], pyramid.runs[s])
+            for block in cast(Iterable[Block], self.blocks[s]):
+                x = block(x, pyramid.levels[s], generator)
+        return x
+
+
+def input_features(batch: PointBatch, point_cell: Tensor, n_cells: int) -> Tensor:
+    """What the network is told of each cell: where it is and how much energy it holds.
+
+    Args:
+        batch: N points.
+        point_cell: [N] int64, the cell of each point.
+        n_cells: M.
+
+    Returns:
+        [M, 4] float32: mean position in the image, centred, scaled to the unit ball; log-scaled energy in -1..1.
+    """
+    columns = torch.cat([batch.position, batch.energy[:, None], torch.ones_like(batch.energy[:, None])], 1)
+    order = point_cell.argsort(stable=True)
+    size = torch.bincount(point_cell, minlength=n_cells)
+    total = torch.segment_reduce(columns[order], "sum", lengths=size, axis=0, unsafe=True)
+    half = IMAGE_VOXELS / 2
+    low, high = ENERGY_RANGE_MEV
+    scaled = 2.0 * torch.log10((total[:, 3] + low) / low) / math.log10((high + low) / low) - 1.0
+    position = (total[:, :3] / total[:, 4:] - half) / (half * math.sqrt(3.0))
+    return torch.cat([position, scaled[:, None]], 1)
+
+
+def initialize(module: nn.Module) -> None:
+    """Weights from a normal distribution of width 0.02 cut at 2, biases 0, as in Point Transformer V3."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | SparseConv):
+            nn.init.trunc_normal_(part.weight, std=0.02)
+            nn.init.zeros_(part.bias)

@@ -1,0 +1,165 @@
+"""Bundles: a folder with config.json, model.safetensors and README.md (the model card), and how configs become JSON.
+
+Weights are safetensors and configs are JSON, so that opening a bundle never runs code.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from larpanda.event import MIN_ENERGY_MEV
+from larpanda.model.backbone import Encoder, EncoderConfig
+from larpanda.model.semantic import SemanticConfig, SemanticHead
+
+FORMAT = 1
+SHIPPED = Path(__file__).parent.parent / "models"
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that decides what a model computes, but its weights."""
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    semantic: SemanticConfig | None = None
+    """The head for motifs, if there is one."""
+    min_energy_mev: float = MIN_ENERGY_MEV
+    """The model sees voxels above this."""
+
+
+class Model(nn.Module):
+    """An encoder and the heads that share it."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config.encoder)
+        self.semantic = SemanticHead(config.semantic, config.encoder) if config.semantic else None
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle."""
+
+    model: Model
+    name: str
+    provenance: Mapping[str, Any]  # how the weights were made, as written by the one who saved them
+    weights_sha256: str  # of model.safetensors
+
+
+def save_bundle(folder: Path, model: Model, provenance: Mapping[str, Any], card: str, half: bool = False) -> None:
+    """Write a bundle, whole or not at all.
+
+    Args:
+        folder: must not exist yet.
+        model: its weights and config are kept.
+        provenance: JSON values: data, seeds, steps, versions.
+        card: the README.md, Markdown.
+        half: keep the weights in float16, half the size; they are opened as float32.
+
+    Raises:
+        FileExistsError: the folder exists.
+    """
+    from safetensors.torch import save_file
+
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists already; remove it or choose another name")
+    part = folder.with_name(folder.name + ".part")
+    part.mkdir(parents=True)
+    dtype = torch.float16 if half else torch.float32
+    weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, part / "model.safetensors")
+    config = {"format": FORMAT, "model": asdict(model.config), "provenance": dict(provenance)}
+    (part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (part / "README.md").write_text(card)
+    part.rename(folder)
+
+
+def load_bundle(bundle: str | os.PathLike[str]) -> Bundle:
+    """Open a bundle folder, or a shipped bundle by its name.
+
+    Raises:
+        ValueError: no such bundle, or it is damaged or of another kind; says what was found and expected.
+    """
+    folder = find_bundle(bundle)
+    return _load_folder(folder, folder.resolve().name)
+
+
+def find_bundle(bundle: str | os.PathLike[str]) -> Path:
+    """The folder of a shipped bundle, of a bundle, or of the bundle that a run ended with.
+
+    Raises:
+        ValueError: there is none.
+    """
+    shipped = sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
+    if str(bundle) in shipped:
+        return SHIPPED / str(bundle)
+    for folder in (Path(bundle), Path(bundle) / "bundle"):
+        if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
+            return folder
+    raise ValueError(
+        f"{bundle}: no model there; expected a shipped name ({', '.join(shipped)}) or a folder with config.json "
+        "and model.safetensors"
+    )
+
+
+def read_bundle_config(folder: Path) -> tuple[ModelConfig, Mapping[str, Any]]:
+    """The config and provenance of a bundle, without its weights. Raises ValueError as ``load_bundle`` does."""
+    path = folder / "config.json"
+    try:
+        content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not JSON ({error}); expected the config of a bundle") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT or "model" not in content:
+        raise ValueError(f"{path}: not the config of a bundle of format {FORMAT}; was it made by a newer larpanda?")
+    return config_from_json(ModelConfig, content["model"], str(path)), content.get("provenance", {})
+
+
+def _load_folder(folder: Path, name: str) -> Bundle:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    config, provenance = read_bundle_config(folder)
+    model = Model(config)
+    path = folder / "model.safetensors"
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); copy the bundle again") from None
+    problems = []
+    for key, parameter in model.state_dict().items():
+        if key not in weights:
+            problems.append(f"{key} is missing")
+        elif weights[key].shape != parameter.shape:
+            problems.append(f"{key} has shape {list(weights[key].shape)}, expected {list(parameter.shape)}")
+    problems += [f"{key} is not of this model" for key in weights.keys() - model.state_dict().keys()]
+    if problems:
+        raise ValueError(f"{path}: does not fit its config.json: {'; '.join(problems[:5])} ({len(problems)} in all)")
+    model.load_state_dict({key: value.float() for key, value in weights.items()})
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Bundle(model.requires_grad_(False), name, provenance, digest)
+
+
+def config_from_json(kind: type[Config], values: Mapping[str, Any], where: str) -> Config:
+    """Make a config dataclass of JSON values: types checked, lists back to tuples, defaults for what is left out.
+
+    Raises:
+        ValueError: an unknown or ill-typed field; one line that begins with ``where``.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", type=kind)
+    try:
+        parsed = parser.parse_object({"config": dict(values)})
+        config: Config = parser.instantiate(parsed).config
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise ValueError(f"{where}: {' '.join(str(error).split())}") from None
+    return config

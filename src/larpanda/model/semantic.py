@@ -1,0 +1,73 @@
+"""The motif of every point (paper section 3.2.1): a linear layer on up-cast or decoded features, and its loss."""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from larpanda.event import UNKNOWN, Motif
+from larpanda.model.backbone import Decoder, DecoderConfig, EncoderConfig, Pyramid
+
+
+@dataclass(frozen=True)
+class SemanticConfig:
+    """What stands between the encoder and the motifs."""
+
+    decoder: DecoderConfig | None = field(default_factory=DecoderConfig)
+    """None: a linear layer on the up-cast features of all levels."""
+
+
+class SemanticHead(nn.Module):
+    """A pyramid to motif logits of the points."""
+
+    def __init__(self, config: SemanticConfig, encoder: EncoderConfig) -> None:
+        super().__init__()
+        self.decoder = Decoder(config.decoder, encoder) if config.decoder else None
+        width = config.decoder.channels[0] if config.decoder else sum(encoder.channels)
+        self.linear = nn.Linear(width, len(Motif))
+        nn.init.trunc_normal_(self.linear.weight, std=0.02)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, pyramid: Pyramid, generator: torch.Generator | None = None) -> Tensor:
+        """Returns [N, 5] logits, in the order of Motif; ``generator`` draws the decoder's stochastic depth."""
+        cells = self.decoder(pyramid, generator) if self.decoder else pyramid.upcast()
+        return pyramid.at_points(self.linear(cells))
+
+
+def semantic_loss(logits: Tensor, motif: Tensor, lovasz_weight: float) -> Tensor:
+    """Cross-entropy plus weighted Lovasz softmax, over the points that have a motif.
+
+    Args:
+        logits: [N, 5].
+        motif: [N] int64, UNKNOWN for points without truth.
+        lovasz_weight: the released recipe has 0.05.
+
+    Returns:
+        A scalar; 0 if no point has a motif.
+    """
+    known = motif != UNKNOWN
+    logits, motif = logits[known], motif[known]
+    if not len(motif):
+        return logits.sum()
+    loss = F.cross_entropy(logits, motif)
+    return loss + lovasz_weight * lovasz_softmax(logits.softmax(1), motif) if lovasz_weight else loss
+
+
+def lovasz_softmax(probability: Tensor, label: Tensor) -> Tensor:
+    """One minus a smooth mean IoU of the classes that occur in ``label``.
+
+    Args:
+        probability: [N, C].
+        label: [N] int64.
+
+    Source: Berman, Triki, Blaschko, CVPR 2018 (arXiv:1705.08790), equations 8 and 9, over all points of the batch.
+    """
+    present = torch.bincount(label, minlength=probability.shape[1]) > 0
+    is_class = F.one_hot(label, probability.shape[1])[:, present].to(probability.dtype)  # [N, C']
+    error, order = (is_class - probability[:, present]).abs().sort(0, descending=True)
+    is_class = is_class.gather(0, order)
+    size = is_class.sum(0)
+    jaccard = 1.0 - (size - is_class.cumsum(0)) / (size + (1.0 - is_class).cumsum(0))
+    step = torch.cat([jaccard[:1], jaccard.diff(dim=0)])
+    return (error * step).sum(0).mean()

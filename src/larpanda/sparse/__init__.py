@@ -1,0 +1,1 @@
+"""Points on a lattice: tensors in, tensors out; no detector, no model."""

@@ -1,0 +1,94 @@
+"""Gathering rows and reducing runs of them, with backward passes that fit: PyTorch's own go row by row on a CPU."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class _SpreadRuns(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, length: Tensor, run: Tensor) -> Tensor:
+        ctx.save_for_backward(length)
+        return x.index_select(0, run)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return sum_runs(grad, ctx.saved_tensors[0]), None, None
+
+
+def spread_runs(x: Tensor, length: Tensor, run: Tensor) -> Tensor:
+    """Give every row of a run the value of its run.
+
+    Args:
+        x: [M, C], one row per run.
+        length: [M] int64, rows of each run, laid end to end; sums to N.
+        run: [N] int64, the run of each row, i.e. ``repeat_interleave(length)``.
+
+    Returns:
+        [N, C].
+    """
+    result: Tensor = _SpreadRuns.apply(x, length, run)  # type: ignore[no-untyped-call]
+    return result
+
+
+def sum_runs(x: Tensor, length: Tensor) -> Tensor:
+    """Sum over runs of consecutive rows. x: [N, C]; length: [M] int64, sums to N. Returns [M, C]."""
+    return torch.segment_reduce(x.contiguous(), "sum", lengths=length, axis=0, unsafe=True)
+
+
+class _MaxRuns(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, length: Tensor) -> Tensor:
+        first = length.cumsum(0) - length
+        step = torch.arange(int(length.max()) if len(length) else 1, device=x.device)
+        row = first[:, None] + torch.minimum(step, length[:, None] - 1)  # [M, longest]: short runs repeat their last
+        value, which = x.index_select(0, row.flatten()).view(*row.shape, x.shape[1]).max(1)
+        ctx.save_for_backward(first[:, None] + torch.minimum(which, length[:, None] - 1))
+        ctx.n = len(x)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        winner = ctx.saved_tensors[0]
+        return grad.new_zeros(ctx.n, grad.shape[1]).scatter_(0, winner, grad), None
+
+
+def max_runs(x: Tensor, length: Tensor) -> Tensor:
+    """Maximum over runs of consecutive rows; of equal rows one alone takes the gradient.
+
+    Masked points all start from one learned vector and tie exactly, where ``segment_reduce`` would share the gradient.
+
+    Args:
+        x: [N, C].
+        length: [M] int64, positive, sums to N; short (8 where 2 x 2 x 2 cells become one).
+
+    Returns:
+        [M, C].
+    """
+    result: Tensor = _MaxRuns.apply(x, length)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _TakeRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, row: Tensor) -> Tensor:
+        ctx.save_for_backward(row)
+        ctx.n = len(x)
+        return x.index_select(0, row)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (row,) = ctx.saved_tensors
+        order = row.argsort(stable=True)
+        return sum_runs(grad.index_select(0, order), torch.bincount(row, minlength=ctx.n)), None
+
+
+def take_rows(x: Tensor, row: Tensor) -> Tensor:
+    """Rows of ``x`` in any order, any number of times. x: [M, C]; row: [N] int64 in 0..M - 1. Returns [N, C]."""
+    result: Tensor = _TakeRows.apply(x, row)  # type: ignore[no-untyped-call]
+    return result

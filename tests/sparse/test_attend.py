@@ -1,0 +1,42 @@
+"""Windowed attention against a loop over events and windows."""
+
+import pytest
+import torch
+
+from larpanda.sparse.attend import attend, windows
+
+SIZE, HEADS, CHANNELS = 8, 2, 6
+
+
+def by_loop(qkv, start, order):
+    """Windows of SIZE along the curve; the last ends with the event and gives only its own output."""
+    q, k, v = qkv.view(len(qkv), 3, HEADS, CHANNELS // HEADS).unbind(1)
+    out = torch.zeros_like(q)
+    for a, b in zip(start[:-1].tolist(), start[1:].tolist(), strict=True):
+        along = order[a:b]
+        for begin in range(0, b - a, SIZE):
+            own = along[begin : begin + SIZE]
+            seen = along[max(min(begin, b - a - SIZE), 0) : begin + SIZE]
+            for h in range(HEADS):
+                weight = torch.softmax(q[own, h] @ k[seen, h].T * (CHANNELS // HEADS) ** -0.5, 1)
+                out[own, h] = weight @ v[seen, h]
+    return out.reshape(len(qkv), CHANNELS)
+
+
+@pytest.mark.parametrize("sizes", [[3, 8, 9, 17, 0, 24, 1], [30], [5, 2], [16, 8]])
+def test_equals_a_loop(sizes):
+    start = torch.tensor([0, *sizes]).cumsum(0)
+    generator = torch.Generator().manual_seed(0)
+    order = torch.cat([a + torch.randperm(n, generator=generator) for a, n in zip(start, sizes, strict=False)])
+    qkv = torch.randn(sum(sizes), 3 * CHANNELS, generator=generator, dtype=torch.double, requires_grad=True)
+    weight = torch.randn(sum(sizes), CHANNELS, generator=generator, dtype=torch.double)
+    results = []
+    for y in (attend(qkv, HEADS, windows(start, order, SIZE)), by_loop(qkv, start, order)):
+        results.append((y, torch.autograd.grad((y * weight).sum(), qkv)[0]))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_no_rows():
+    none = torch.zeros(0, dtype=torch.long)
+    assert attend(torch.zeros(0, 18), HEADS, windows(torch.tensor([0, 0]), none, SIZE)).shape == (0, CHANNELS)
