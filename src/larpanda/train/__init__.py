@@ -1,0 +1,1 @@
+"""Training: one loop, its tasks, its recipes."""

@@ -1,0 +1,71 @@
+"""AdamW with the paper's parameter groups and schedules (section 3.5), all functions of progress in [0, 1]."""
+
+import math
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How weights move. Defaults: the paper's fine-tuning (section 3.5)."""
+
+    lr: float = 2.6e-3
+    """Peak learning rate."""
+    warmup: float = 0.05
+    """Share of the run in which the rate rises, linearly from a tenth."""
+    final_lr: float = 1e-3
+    """Last learning rate over the peak; cosine decay."""
+    weight_decay: float = 0.01
+    """Not applied to biases, norms, layer scales and tokens."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    layer_decay: float = 1.0
+    """Learning rate of an encoder block over that of the next; 1 when training from scratch."""
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or not 0 <= self.warmup < 1 or not 0 < self.layer_decay <= 1 or self.clip <= 0:
+            raise ValueError("optim: needs lr > 0, 0 <= warmup < 1, 0 < layer_decay <= 1 and clip > 0")
+
+
+def learning_rate(config: OptimConfig, progress: float) -> float:
+    """Learning rate at ``progress`` in [0, 1]: linear warm-up, then cosine decay."""
+    if progress < config.warmup:
+        return config.lr * (0.1 + 0.9 * progress / config.warmup)
+    done = (progress - config.warmup) / (1.0 - config.warmup)
+    return config.lr * (config.final_lr + (1.0 - config.final_lr) * 0.5 * (1.0 + math.cos(math.pi * done)))
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over the parameters that train, in groups of equal decay and rate; each group has its ``scale``."""
+    n_blocks = len({match[0] for name, _ in model.named_parameters() if (match := _encoder_block(name))})
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    blocks: list[str] = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        scale = 1.0
+        if match := _encoder_block(name):
+            if match[0] not in blocks:
+                blocks.append(match[0])
+            scale = config.layer_decay ** (n_blocks - 1 - blocks.index(match[0]))
+        decay = 0.0 if parameter.ndim < 2 or name.endswith("mask_token") else config.weight_decay
+        groups.setdefault((scale, decay), []).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": p, "scale": scale, "weight_decay": decay} for (scale, decay), p in groups.items()],
+        lr=config.lr,
+        betas=config.betas,
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group its share of the rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["scale"]
+
+
+def _encoder_block(name: str) -> re.Match[str] | None:
+    return re.match(r"encoder\.blocks\.\d+\.\d+\.", name)
