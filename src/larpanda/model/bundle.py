@@ -6,6 +6,7 @@ Weights are safetensors and configs are JSON, so that opening a bundle never run
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import nn
 from larpanda.event import MIN_ENERGY_MEV
 from larpanda.model.backbone import Encoder, EncoderConfig
 from larpanda.model.semantic import SemanticConfig, SemanticHead
+from larpanda.publish import sync
 
 FORMAT = 1
 SHIPPED = Path(__file__).parent.parent / "models"
@@ -71,7 +73,8 @@ def save_bundle(folder: Path, model: Model, provenance: Mapping[str, Any], card:
 
     if folder.exists():
         raise FileExistsError(f"{folder} exists already; remove it or choose another name")
-    part = folder.with_name(folder.name + ".part")
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     dtype = torch.float16 if half else torch.float32
     weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in model.state_dict().items()}
@@ -79,7 +82,10 @@ def save_bundle(folder: Path, model: Model, provenance: Mapping[str, Any], card:
     config = {"format": FORMAT, "model": asdict(model.config), "provenance": dict(provenance)}
     (part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (part / "README.md").write_text(card)
+    for path in part.iterdir():
+        sync(path)
     part.rename(folder)
+    sync(folder.parent)
 
 
 def load_bundle(bundle: str | os.PathLike[str]) -> Bundle:

@@ -53,14 +53,14 @@ def nano_semantic() -> FinetuneConfig:
         model=ModelConfig(
             # Wide where cells are few: level 0 holds half of all cells and would take most of the time.
             # A layer scale of 1e-5 leaves attention switched off in a few thousand steps.
-            EncoderConfig((16, 32, 64, 96, 128), (1, 1, 1, 2, 1), layer_scale=0.1, drop_path=0.0),
+            EncoderConfig((16, 32, 64, 96, 128), (1, 1, 1, 2, 1), window=128, layer_scale=0.1, drop_path=0.0),
             SemanticConfig(DecoderConfig((16, 32, 48, 64), (1, 1, 1, 1))),
         ),
-        steps=4000,
+        steps=3200,
         batch_events=8,
         optim=OptimConfig(lr=3e-3),
         augmentation=Augmentation(charge_scale=0.05, charge_jitter=0.05),
-        lovasz_weight=0.5,
+        lovasz_weight=1.0,
     )
 
 

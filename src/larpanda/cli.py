@@ -1,0 +1,331 @@
+"""The command line: one verb, one function. PyTorch is imported inside the verbs, so that --help is quick.
+
+Results go to stdout, progress to stderr. Exit 0: done; 2: the caller's mistake, in one line; 1: a failure.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import larpanda
+
+
+Item = TypeVar("Item")
+DEMO_EVENTS, DEMO_SEED = 8, 100  # seeds from 100 up are for tests: no shipped model was trained on them
+PAGE_EVENTS = 12  # on one page: it stays under a few MB
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.verb(arguments))
+    except (ValueError, IndexError) as error:
+        return _complain(arguments.name, error, 2)
+    except (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        return _complain(arguments.name, error, 2)
+    except (OSError, FloatingPointError) as error:
+        return _complain(arguments.name, error, 1)
+    except KeyboardInterrupt:
+        return _complain(arguments.name, "stopped", 130)
+
+
+def generate(arguments: argparse.Namespace) -> int:
+    """Make events with truth."""
+    from larpanda.data import write_events
+    from larpanda.data.generate import generate
+
+    events = generate(arguments.events, seed=arguments.seed, preset=arguments.preset)
+    write_events(arguments.out, _progress(events, len(events), "events", arguments))
+    print(f"{arguments.out}: {len(events)} events of preset {arguments.preset}, seed {arguments.seed}")
+    return 0
+
+
+def reconstruct(arguments: argparse.Namespace) -> int:
+    """Reconstruct files into tables."""
+    from larpanda.data import event_files, median_energy_warning, open_events
+    from larpanda.reconstruct import load, reconstruct_files
+
+    model = load(arguments.model, arguments.device)
+    reports = reconstruct_files(
+        [path for source in arguments.files for path in event_files(source)],
+        arguments.out,
+        model,
+        select=lambda n: _entries(arguments.events, n),
+        energy_scale=arguments.energy_scale,
+        voxel_mm=arguments.voxel_mm,
+        progress=lambda entries, name: _progress(entries, len(entries), name, arguments),
+    )
+    for report in reports:
+        if report.error:
+            print(f"larpanda reconstruct: {_one_line(report.error)}", file=sys.stderr)
+            continue
+        counts = ", ".join(f"{n} {status}" for status, n in report.statuses) or "no events"
+        print(f"{report.file}: {counts} -> {arguments.out / Path(report.file).stem}_events.parquet, _voxels.parquet")
+        scale = {"energy_scale": arguments.energy_scale, "voxel_mm": arguments.voxel_mm}
+        if warning := median_energy_warning(open_events(report.file, truth=False, **scale)):
+            print(f"larpanda reconstruct: warning: {report.file}: {warning}", file=sys.stderr)
+    return 1 if any(report.error for report in reports) else 0
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Compare a model with the truth in files."""
+    from larpanda.data import median_energy_warning, open_events
+    from larpanda.reconstruct import load
+    from larpanda.report import evaluate_events, table, write_report
+
+    model = load(arguments.bundle, arguments.device)
+    source = open_events(arguments.data, energy_scale=arguments.energy_scale, voxel_mm=arguments.voxel_mm)
+    if warning := median_energy_warning(source):
+        print(f"larpanda evaluate: warning: {warning}", file=sys.stderr)
+    entries = _entries(arguments.events, len(source))
+    result = evaluate_events(model, source, _progress(entries, len(entries), "events", arguments), seed=arguments.seed)
+    for line in result.left_out:
+        print(f"larpanda evaluate: left out: {_one_line(line)}", file=sys.stderr)
+    write_report(arguments.out, result, model, [str(one) for one in arguments.data])
+    print(table(result))
+    print(f"{arguments.out / 'metrics.json'}\n{arguments.out / 'index.html'}")
+    return 0
+
+
+def view(arguments: argparse.Namespace) -> int:
+    """Show events."""
+    from larpanda.data import open_events
+    from larpanda.display.scene import page, picture
+    from larpanda.publish import publish_text
+    from larpanda.reconstruct import load
+
+    model = None if arguments.model == "none" else load(arguments.model, arguments.device)
+    source = open_events(arguments.file, energy_scale=arguments.energy_scale, voxel_mm=arguments.voxel_mm)
+    spec = arguments.events if arguments.event is None else str(arguments.event)
+    entries = _entries(spec, len(source))
+    if not entries:
+        raise ValueError(f"{arguments.file}: no events to show")
+    if arguments.png:
+        event = source[entries[0]]
+        picture(event, model.reconstruct(event) if model else None, arguments.png, title=str(event.key))
+        print(arguments.png)
+        if arguments.out is None:
+            return 0
+    if spec is None and len(entries) > PAGE_EVENTS:
+        entries = entries[:PAGE_EVENTS]
+        print(f"larpanda view: the first {PAGE_EVENTS} of {len(source)} events; choose with --events", file=sys.stderr)
+    pairs = []
+    for entry in _progress(entries, len(entries), "events", arguments):
+        event = source[entry]
+        pairs.append((event, model.reconstruct(event) if model else None))
+    out = arguments.out or Path(Path(arguments.file.partition("?")[0].replace(":", "-")).stem + ".html")
+    publish_text(out, page(pairs, f"larpanda: {Path(arguments.file).name}"))
+    print(out)
+    return 0
+
+
+def finetune(arguments: argparse.Namespace) -> int:
+    """Train a head, with the encoder, on labels."""
+    from larpanda.data import open_events
+    from larpanda.train.finetune import finetune_semantic
+    from larpanda.train.recipes import RECIPES, override
+
+    if arguments.recipe not in RECIPES:
+        raise ValueError(f"--recipe {arguments.recipe}: no such recipe; there are {', '.join(RECIPES)}")
+    settings = [*arguments.set, *([f"seed={arguments.seed}"] if arguments.seed is not None else [])]
+    config = override(RECIPES[arguments.recipe](), settings)
+    events = open_events(arguments.data, energy_scale=arguments.energy_scale, voxel_mm=arguments.voxel_mm)
+    bundle = finetune_semantic(
+        events,
+        config,
+        arguments.out,
+        sources=arguments.data,
+        start=None if arguments.start == "scratch" else arguments.start,
+        device=arguments.device,
+        say=(lambda line: None) if arguments.quiet else lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    print(bundle)
+    return 0
+
+
+def show(arguments: argparse.Namespace) -> int:
+    """Say what a bundle, run or file holds."""
+    from larpanda.report import describe
+
+    print(describe(arguments.what))
+    return 0
+
+
+def demo(arguments: argparse.Namespace) -> int:
+    """The whole way in one command."""
+    from larpanda.data import open_events, write_events
+    from larpanda.data.generate import generate
+    from larpanda.display.scene import page
+    from larpanda.publish import publish_text
+    from larpanda.reconstruct import load, reconstruct_files
+    from larpanda.report import evaluate_events, summary, table, write_report
+
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    seed = DEMO_SEED if arguments.seed is None else arguments.seed
+    model = load("nano", arguments.device)
+    file = out / "events.h5"
+    write_events(file, _progress(generate(DEMO_EVENTS, seed=seed), DEMO_EVENTS, "generate", arguments))
+    reconstruct_files(
+        [str(file)], out, model, progress=lambda rows, _: _progress(rows, len(rows), "reconstruct", arguments)
+    )
+    events = open_events(file)
+    result = evaluate_events(model, events, _progress(range(len(events)), len(events), "evaluate", arguments))
+    write_report(out / "evaluation", result, model, [file.name])
+    print(table(result))
+    pairs = [(event, model.reconstruct(event)) for event in events]
+    where = out / "index.html"
+    publish_text(where, page(pairs, "larpanda demo", summary(result, model)))
+    print(f"tables: {out / 'events_events.parquet'}, {out / 'events_voxels.parquet'}")
+    print(f"numbers: {out / 'evaluation' / 'metrics.json'}")
+    print(f"open in a browser: {where.resolve()}")
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {_one_line(message)}; see {self.prog} --help\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="larpanda", description="Raw 3D images of liquid-argon detectors to particles.")
+    version = f"larpanda {larpanda.__version__}\nplease cite: {larpanda.CITATION}"
+    parser.add_argument("--version", action=_Version, text=version)
+    verbs = parser.add_subparsers(metavar="VERB", required=True, dest="name")
+
+    def verb(name: str, function: Callable[[argparse.Namespace], int], example: str) -> argparse.ArgumentParser:
+        summary = (function.__doc__ or "").strip()
+        added: argparse.ArgumentParser = verbs.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        added.set_defaults(verb=function)
+        added.add_argument("--quiet", action="store_true", help="no progress")
+        return added
+
+    def device(one: argparse.ArgumentParser) -> None:
+        one.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="where to compute (auto)")
+
+    def reading(one: argparse.ArgumentParser) -> None:
+        one.add_argument("--energy-scale", type=float, default=1.0, help="MeV per unit of the file's values (1)")
+        one.add_argument("--voxel-mm", type=float, default=3.0, help="voxel pitch of the file (3)")
+
+    def selection(one: argparse.ArgumentParser) -> None:
+        one.add_argument("--events", metavar="SPEC", help="which events, e.g. 10:20,37 (all)")
+
+    one = verb("demo", demo, "larpanda demo --out demo")
+    one.add_argument("--out", type=Path, default=Path("demo"), help="folder to write (demo)")
+    one.add_argument("--seed", type=int, help=f"of the generated events ({DEMO_SEED})")
+    device(one)
+
+    one = verb("generate", generate, "larpanda generate events.h5 --events 100 --seed 3")
+    one.add_argument("out", type=Path, metavar="OUT", help="file to write, .h5 or .parquet (PILArNet v3_extra)")
+    one.add_argument("--events", type=int, default=100, help="how many (100)")
+    one.add_argument("--seed", type=int, default=0, help="event i depends on this and i only (0)")
+    one.add_argument("--preset", default="pilarnet", help="what is in an event (pilarnet)")
+
+    one = verb(
+        "finetune",
+        finetune,
+        "larpanda finetune semantic generate:pilarnet?events=5000 --from scratch --recipe nano_semantic --out run",
+    )
+    one.add_argument("task", choices=["semantic"], help="what to learn")
+    one.add_argument("data", nargs="+", metavar="DATA", help="event files, folders, globs, or generate:PRESET")
+    one.add_argument("--from", dest="start", required=True, metavar="BUNDLE|scratch", help="first weights")
+    one.add_argument("--out", type=Path, required=True, metavar="RUN", help="run folder; goes on if it has checkpoints")
+    one.add_argument("--recipe", default="nano_semantic", help="nano_semantic (default) or panda_semantic")
+    one.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="e.g. optim.lr=1e-3, steps=500")
+    one.add_argument("--seed", type=int, help="of the weights, the order of events and the views (0)")
+    device(one)
+    reading(one)
+
+    one = verb("evaluate", evaluate, "larpanda evaluate nano events.h5 --out evaluation")
+    one.add_argument("bundle", metavar="BUNDLE", help="shipped name (nano), bundle folder or run folder")
+    one.add_argument("data", nargs="+", metavar="DATA", help="events with truth")
+    one.add_argument("--out", type=Path, required=True, help="folder for metrics.json and index.html")
+    one.add_argument("--seed", type=int, default=0, help="of the bootstrap intervals (0)")
+    selection(one)
+    device(one)
+    reading(one)
+
+    one = verb("reconstruct", reconstruct, "larpanda reconstruct events.h5 --out tables")
+    one.add_argument("files", nargs="+", metavar="FILE", help="event files, folders or globs")
+    one.add_argument("--out", type=Path, required=True, help="folder for the tables")
+    one.add_argument("--model", default="nano", metavar="BUNDLE", help="shipped name or folder (nano)")
+    selection(one)
+    device(one)
+    reading(one)
+
+    one = verb("view", view, "larpanda view events.h5 --event 3 --out event.html")
+    one.add_argument("file", metavar="FILE", help="event file, or generate:PRESET")
+    one.add_argument("--event", type=int, metavar="N", help="one event")
+    one.add_argument("--out", type=Path, metavar="PAGE.html", help="page to write (FILE's name with .html)")
+    one.add_argument("--png", type=Path, metavar="FILE.png", help="a picture of the first event, for a terminal")
+    one.add_argument(
+        "--model", default="nano", metavar="BUNDLE", help="shipped name or folder (nano); none: truth only"
+    )
+    selection(one)
+    device(one)
+    reading(one)
+
+    one = verb("show", show, "larpanda show nano")
+    one.add_argument("what", metavar="BUNDLE|RUN|FILE", help="what to describe")
+    return parser
+
+
+class _Version(argparse.Action):
+    """argparse's own would wrap the citation."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, text: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="version, and how to cite")
+        self.text = text
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        print(self.text)
+        parser.exit()
+
+
+def _entries(spec: str | None, n: int) -> list[int]:
+    """Entries that ``10:20,37`` stands for, in order, each once. Raises ValueError for one that is not there."""
+    if spec is None:
+        return list(range(n))
+    chosen: set[int] = set()
+    for part in spec.split(","):
+        first, colon, last = part.partition(":")
+        try:
+            low = int(first) if first else 0
+            high = (int(last) if last else n) if colon else low + 1
+        except ValueError:
+            raise ValueError(f"--events {spec}: expected numbers and ranges such as 10:20,37") from None
+        if not 0 <= low < high <= n:
+            raise ValueError(f"--events {part}: there are {n} events, 0 to {n - 1}")
+        chosen.update(range(low, high))
+    return sorted(chosen)
+
+
+def _progress(items: Iterable[Item], total: int, name: str, arguments: argparse.Namespace) -> Iterable[Item]:
+    from tqdm import tqdm
+
+    bar: Iterable[Item] = tqdm(items, name, total, disable=arguments.quiet or None, leave=False)
+    return bar
+
+
+def _one_line(error: object) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror.lower()}"
+    return " ".join(str(error).split())
+
+
+def _complain(name: str, error: object, code: int) -> int:
+    print(f"larpanda {name}: {_one_line(error)}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""Where the image lies: a cube of 768 voxels of 3 mm, put around the event as LArSoft's Supera does it.
+
+A voxel is one integer, its key: three indices in base 770, each shifted by one, so that the 26 neighbours of a voxel
+are fixed differences of keys, also at the faces of the cube.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from larpanda.data.physics.kernel import Floats, Ints
+from larpanda.data.physics.presets import ACTIVE_HALF_MM
+from larpanda.data.physics.transport import Truth
+from larpanda.event import IMAGE_VOXELS, VOXEL_MM
+
+BASE = IMAGE_VOXELS + 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Image:
+    """The cube of an event with D deposits, M of them inside."""
+
+    origin: Floats  # [3] mm, the corner of voxel (0, 0, 0)
+    inside: npt.NDArray[np.bool_]  # [D]
+    key: Ints  # [M] voxel of each deposit inside
+
+    def to_voxels(self, place_mm: Floats) -> Floats:
+        """[..., 3] mm -> image coordinates in voxels."""
+        return (place_mm - self.origin) / VOXEL_MM
+
+
+def place_image(truth: Truth, rng: np.random.Generator) -> Image:
+    """Grow a box over the primaries and the deposits in their order, to at most 2304 mm an axis.
+
+    The first point that does not fit fills the box up on its side. Room that is left goes to a random side.
+    """
+    vertices = np.array([p.position_mm for p in truth.primaries])
+    vertices = vertices[(np.abs(vertices) < ACTIVE_HALF_MM).all(axis=1)]
+    points = np.concatenate([vertices, truth.place])
+    width = IMAGE_VOXELS * VOXEL_MM
+    origin = np.zeros(3)
+    for axis in range(3):
+        low, high = _grow(points[:, axis], width)
+        origin[axis] = high - width + (width - (high - low)) * rng.random()
+    cell = np.floor((truth.place - origin) / VOXEL_MM).astype(np.int64)
+    inside = np.asarray(((cell >= 0) & (cell < IMAGE_VOXELS)).all(axis=1))
+    return Image(origin, inside, key_of(cell[inside]))
+
+
+def _grow(x: Floats, width: float) -> tuple[float, float]:
+    if len(x) == 0:
+        return 0.0, 0.0
+    low, high = np.minimum.accumulate(x), np.maximum.accumulate(x)
+    too_wide = high - low >= width
+    if not too_wide.any():
+        return float(low[-1]), float(high[-1])
+    i = int(too_wide.argmax())
+    if x[i] < low[i - 1]:
+        return float(high[i - 1] - width), float(high[i - 1])
+    return float(low[i - 1]), float(low[i - 1] + width)
+
+
+def key_of(cell: Ints) -> Ints:
+    """[N, 3] indices in 0..767 -> [N] keys."""
+    x, y, z = (cell + 1).T
+    return np.asarray((x * BASE + y) * BASE + z)
+
+
+def cell_of(key: Ints) -> Ints:
+    """[N] keys -> [N, 3] indices."""
+    return np.stack([key // BASE**2, key // BASE % BASE, key % BASE], axis=1) - 1

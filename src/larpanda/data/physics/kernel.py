@@ -1,0 +1,114 @@
+"""How the compiled parts of the physics are compiled, and the arrays they write into.
+
+Compiled code is kept beside the source (numba's cache), so that only the first event after an installation waits, for
+half a minute of one core.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+Function = TypeVar("Function", bound=Callable[..., object])
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+# What made a track. The label rules read these.
+PRIMARY, KNOCK_ON, IONISATION, BREMSSTRAHLUNG, CONVERSION, COMPTON, PHOTO_ELECTRIC, ANNIHILATION, DECAY, HADRONIC = (
+    range(10)
+)
+NUCLEUS = 1_000_000_000  # PDG codes of nuclei begin here
+
+_SOURCES = sorted(Path(__file__).parent.glob("*.py"))
+_STAMP = hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()[:12]
+
+
+def kernel(function: Function) -> Function:
+    """Compile on the first call; the type stays that of the Python function.
+
+    Numba looks only at a function's own file to see whether its compiled form is still good, but that form contains
+    what the function calls from other files. So the name under which it is kept has a stamp of all files.
+    """
+    function.__qualname__ = f"{function.__qualname__}_{_STAMP}"
+    compiled: Function = numba.njit(cache=True)(function)
+    return compiled
+
+
+class Particle(NamedTuple):
+    """A particle on its way: kinetic energy in MeV, position in mm, unit direction."""
+
+    energy: float
+    x: float
+    y: float
+    z: float
+    ux: float
+    uy: float
+    uz: float
+
+
+class Ledger(NamedTuple):
+    """What has happened so far in an event. Row t of the track arrays is track id t; row 0 is nobody."""
+
+    count: Ints  # [2] number of deposits, number of track rows
+    waiting: Ints  # [6] the five queues of `transport`: the last track of each, 0 for none; then the one being emptied
+    below: Ints  # [T] the track that waits behind this one, 0 for none
+    place: Floats  # [D, 3] mm, middle of the step
+    deposit: Floats  # [D] MeV
+    owner: Ints  # [D] track id, 0 for recoils and ions
+    parent: Ints  # [T] track id, 0 for a primary
+    pdg: Ints  # [T] signed PDG code
+    process: Ints  # [T] what made the track
+    start: Floats  # [T, 7] MeV, mm, unit direction: the fields of Particle
+
+
+@kernel
+def add_track(ledger: Ledger, parent: int, pdg: int, process: int, particle: Particle) -> None:
+    """Give birth to a track."""
+    row = ledger.count[1]
+    ledger.count[1] = row + 1
+    ledger.parent[row] = parent
+    ledger.pdg[row] = pdg
+    ledger.process[row] = process
+    for i in range(7):
+        ledger.start[row, i] = particle[i]
+
+
+@kernel
+def add_deposit(ledger: Ledger, half: Floats, track: int, energy: float, x: float, y: float, z: float) -> None:
+    """Record an energy deposit, if it lies in the active volume of half-widths `half` (mm)."""
+    if energy <= 0.0 or abs(x) >= half[0] or abs(y) >= half[1] or abs(z) >= half[2]:
+        return
+    row = ledger.count[0]
+    ledger.count[0] = row + 1
+    ledger.place[row, 0] = x
+    ledger.place[row, 1] = y
+    ledger.place[row, 2] = z
+    ledger.deposit[row] = energy
+    ledger.owner[row] = track
+
+
+@kernel
+def turn(ux: float, uy: float, uz: float, cos: float, phi: float) -> tuple[float, float, float]:
+    """Rotate a unit vector by a polar angle (its cosine) and an azimuth."""
+    sin = np.sqrt(max(0.0, 1.0 - cos * cos))
+    a, b = sin * np.cos(phi), sin * np.sin(phi)
+    across = np.sqrt(ux * ux + uy * uy)
+    if across < 1e-9:
+        return a, b, cos if uz > 0 else -cos
+    vx = ux * cos + (ux * uz * a - uy * b) / across
+    vy = uy * cos + (uy * uz * a + ux * b) / across
+    vz = uz * cos - across * a
+    norm = np.sqrt(vx * vx + vy * vy + vz * vz)
+    return vx / norm, vy / norm, vz / norm
+
+
+@kernel
+def isotropic(rng: np.random.Generator) -> tuple[float, float, float]:
+    """A random unit vector."""
+    cos = 2.0 * rng.random() - 1.0
+    sin, phi = np.sqrt(1.0 - cos * cos), 2.0 * np.pi * rng.random()
+    return sin * np.cos(phi), sin * np.sin(phi), cos

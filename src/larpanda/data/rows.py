@@ -1,0 +1,237 @@
+"""Rows of PILArNet-M in HDF5 and Parquet: one is read without the rest, a file is written whole or not at all.
+
+Knows the two containers and the names of the five lists of a row; what their numbers mean is the matter of `pilarnet`.
+"""
+
+import itertools
+import os
+from bisect import bisect_right
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from larpanda.publish import publishing
+
+Array = npt.NDArray[Any]
+
+SUFFIXES = (".h5", ".hdf5", ".parquet")
+POINT = ("x", "y", "z", "value", "energy", "time", "electrons", "dx")
+EVENTS_A_GROUP = 50  # of Parquet: what one random read costs
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One event as it is written: flat lists of numbers."""
+
+    point: npt.NDArray[np.float32]  # 8 for each voxel
+    cluster: npt.NDArray[np.int64]  # 6 for each cluster
+    # float64: momenta are GeV/c there and MeV/c here, and half of all float32 MeV/c have no float32 GeV/c that gives
+    # them back; codes of nuclei (1000180400) do not fit either.
+    cluster_extra: npt.NDArray[np.float64]  # 6 for each cluster
+    cluster_extra_2: npt.NDArray[np.float64]  # 5 for each cluster
+    interaction_extra: npt.NDArray[np.float32]  # 4 for each interaction
+
+    @property
+    def n_points(self) -> int:
+        """Voxels of the event."""
+        return len(self.point) // len(POINT)
+
+
+LISTS = tuple(field.name for field in fields(Row))
+TYPES = dict(zip(LISTS, (np.float32, np.int64, np.float64, np.float64, np.float32), strict=True))
+
+
+class Hdf5Rows:
+    """Rows of an HDF5 file: one dataset of variable-length lists for each name."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        """Open a file. name: what messages call it. Raises ValueError if it is damaged or holds something else."""
+        try:
+            self._file = _open_hdf5(path)
+        except (FileNotFoundError, PermissionError) as error:
+            raise OSError(error.errno, os.strerror(error.errno or 0), name) from None
+        except OSError as error:
+            raise ValueError(_not_readable(path, name, "HDF5", bool(h5py.is_hdf5(path)), error)) from error
+        self.found = sorted(self._file)
+        self._datasets = {key: self._file.get(key) for key in LISTS if key in self.found}
+        self.lengths: dict[str, int] = {}  # events, by the name of the list
+        self._types: dict[str, np.dtype[Any]] = {}
+        for key, dataset in self._datasets.items():
+            base = h5py.check_vlen_dtype(dataset.dtype) if isinstance(dataset, h5py.Dataset) else None
+            if not isinstance(base, np.dtype) or base.kind not in "iuf" or dataset.ndim != 1:
+                raise ValueError(f"{name}: '{key}' is {dataset}; expected one list of numbers for each event")
+            self.lengths[key], self._types[key] = len(dataset), base
+
+    def read(self, key: str, entry: int) -> Array:
+        """One list of one event."""
+        values = np.asarray(self._datasets[key][entry])
+        # h5py (3.16) hands out big-endian lists as they lie in the file, and calls them native.
+        return values if values.dtype == self._types[key] else values.view(self._types[key])
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class ParquetRows:
+    """Rows of a Parquet file: one column of lists for each name. Keeps the last row group: reading on is linear."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        """Open a file. name: what messages call it. Raises ValueError if it is damaged or holds something else."""
+        try:
+            self._file = pq.ParquetFile(path)
+        except (FileNotFoundError, PermissionError) as error:
+            raise OSError(error.errno, os.strerror(error.errno or 0), name) from None
+        except (OSError, pa.ArrowException) as error:
+            with path.open("rb") as file:
+                is_parquet = file.read(4) == b"PAR1"
+            raise ValueError(_not_readable(path, name, "Parquet", is_parquet, error)) from error
+        schema, metadata = self._file.schema_arrow, self._file.metadata
+        self.found = list(schema.names)
+        keys = [key for key in LISTS if key in self.found]
+        for key in keys:
+            kind = schema.field(key).type
+            if not any(is_list(kind) for is_list in (pa.types.is_list, pa.types.is_large_list)) or not any(
+                is_number(kind.value_type) for is_number in (pa.types.is_integer, pa.types.is_floating)
+            ):
+                raise ValueError(f"{name}: '{key}' is {kind}; expected one list of numbers for each event")
+        self.lengths = dict.fromkeys(keys, int(metadata.num_rows))  # events, by the name of the list
+        sizes = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+        self._starts = list(itertools.accumulate(sizes, initial=0))
+        self._last: dict[str, tuple[int, Any]] = {}  # name of a list -> row group and its column
+
+    def read(self, key: str, entry: int) -> Array:
+        """One list of one event."""
+        wanted = bisect_right(self._starts, entry) - 1
+        group, column = self._last.get(key, (-1, None))
+        if group != wanted:
+            # One thread: a pool of threads does not survive the fork of a data loader.
+            column = self._file.read_row_group(wanted, columns=[key], use_threads=False)[key]
+            self._last[key] = wanted, column
+        values = column[entry - self._starts[wanted]].values
+        return np.empty(0) if values is None else np.asarray(values.to_numpy(zero_copy_only=False))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def open_rows(path: Path, name: str) -> Hdf5Rows | ParquetRows:
+    """Open a file by its suffix. Raises ValueError, FileNotFoundError or PermissionError, which call it ``name``."""
+    return ParquetRows(path, name) if path.suffix.lower() == ".parquet" else Hdf5Rows(path, name)
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write a file, whole or not at all.
+
+    HDF5 gets ``<name>_points.npy`` beside it, the number of points of each event, which other loaders use as an index.
+
+    Raises:
+        ValueError: the suffix is none of SUFFIXES.
+        OSError: the file cannot be written; nothing of it is left, and an old file of that name stays.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"{path}: the name does not tell the format; expected one that ends in {', '.join(SUFFIXES)}")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: this is a folder; expected the name of a file")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}; make it first")
+    n_points = []
+    with publishing(path) as part:
+        try:
+            part.touch()  # a folder that cannot be written to says so here, in the system's words
+        except OSError as error:
+            raise OSError(error.errno, f"cannot write: {error.strerror}", str(path)) from None
+        is_parquet = path.suffix.lower() == ".parquet"
+        with closing(_ParquetWriter(part) if is_parquet else _Hdf5Writer(part)) as writer:
+            for row in rows:
+                writer.write(row)
+                n_points.append(row.n_points)
+        index = path.with_name(f"{path.stem}_points.npy")
+        if not is_parquet:
+            index.unlink(missing_ok=True)  # should we stop between the two files: no index, rather than another file's
+    if not is_parquet:
+        with publishing(index) as part, part.open("wb") as file:
+            np.save(file, np.array(n_points, np.int64))
+
+
+class _Hdf5Writer:
+    def __init__(self, path: Path) -> None:
+        self._file = h5py.File(path, "w", locking=False)
+        self._datasets = {
+            key: self._file.create_dataset(key, (0,), h5py.vlen_dtype(dtype), maxshape=(None,), chunks=(64,))
+            for key, dtype in TYPES.items()
+        }
+        self._written = 0
+
+    def write(self, row: Row) -> None:
+        for key, dataset in self._datasets.items():
+            dataset.resize((self._written + 1,))
+            dataset[self._written] = getattr(row, key)
+        self._written += 1
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _ParquetWriter:
+    """Adds `n_points` and `event_id`, the place in the file."""
+
+    def __init__(self, path: Path) -> None:
+        lists = [(key, pa.list_(pa.from_numpy_dtype(dtype))) for key, dtype in TYPES.items()]
+        self._schema = pa.schema([*lists, ("n_points", pa.int64()), ("event_id", pa.int64())])
+        self._file = pq.ParquetWriter(path, self._schema, compression="zstd", use_dictionary=False)
+        self._waiting: list[Row] = []
+        self._written = 0
+
+    def write(self, row: Row) -> None:
+        self._waiting.append(row)
+        if len(self._waiting) == EVENTS_A_GROUP:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._file.close()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            columns: dict[str, Any] = {key: [getattr(row, key) for row in self._waiting] for key in LISTS}
+            columns["n_points"] = [row.n_points for row in self._waiting]
+            columns["event_id"] = range(self._written, self._written + len(self._waiting))
+            self._file.write_table(pa.table(columns, schema=self._schema))
+            self._written += len(self._waiting)
+            self._waiting = []
+
+
+def _open_hdf5(path: Path) -> h5py.File:
+    """Open for reading. Without a lock only where there is none to be had, as on many shared file systems: a process
+    cannot have a file open both with and without, and the user's own h5py.File(path) should work beside ours."""
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        if "lock" not in str(error):
+            raise
+    return h5py.File(path, "r", locking=False)
+
+
+def _not_readable(path: Path, name: str, kind: str, has_signature: bool, error: BaseException) -> str:
+    if has_signature:
+        return f"{name}: this {kind} file is truncated or damaged ({first_line(error)}); copy or make it again"
+    with path.open("rb") as file:
+        start = file.read(16)
+    if not start:
+        return f"{name}: the file is empty (0 bytes); expected {kind}; copy or make it again"
+    return f"{name}: not {kind}, whatever its name says: it begins with {start!r}; expected events in {kind}"
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, without the rest."""
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,151 @@
+"""The figures of a metrics report, as SVG text, and the colours that all our pictures share. Computes no metric."""
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from larpanda.event import Motif
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOTIF_NAME = {
+    Motif.SHOWER: "shower",
+    Motif.TRACK: "track",
+    Motif.MICHEL: "Michel",
+    Motif.DELTA: "delta",
+    Motif.LED: "LED",
+}
+# The palette of Okabe and Ito (2008). Of the ways to hand it out, one of the few whose least distance in OKLab, also as
+# seen without red, green or blue cones (Machado et al. 2009), is 0.13; what touches a track is furthest from its blue.
+MOTIF_COLOR = {
+    Motif.SHOWER: "#E69F00",
+    Motif.TRACK: "#0072B2",
+    Motif.MICHEL: "#D55E00",
+    Motif.DELTA: "#56B4E9",
+    Motif.LED: "#999999",
+}
+_OTHER_COLOR = "#4C566A"  # of a class that is no motif
+# Of particles and interactions, by their number: each as far in OKLab as can be from those before it, of lightness 0.54
+# to 0.80 and chroma 0.09 to 0.19, so that all read on white and on black.
+# fmt: off
+INSTANCE_COLORS = (
+    "#0078B0", "#F8A800", "#E880F0", "#C03830", "#00D8D8", "#389800", "#A040B0", "#70A0F8",
+    "#88D040", "#F87078", "#B08018", "#10A898", "#B078A8", "#7068E8", "#308060", "#C8B0F0",
+    "#98B070", "#D84888", "#F8A0B0", "#B070F0", "#985878", "#E06010", "#00C070", "#986030",
+)
+# fmt: on
+
+
+def confusion_svg(counts: npt.ArrayLike, names: Sequence[str]) -> str:
+    """Draw a confusion matrix twice: as shares of each true class, and as shares of each predicted class.
+
+    Args:
+        counts: [C, C] voxels (or particles), row = truth, column = prediction.
+        names: [C] of the classes.
+
+    Returns:
+        One ``<svg>`` element, the same text for the same numbers. The diagonal is recall on the left, precision on
+        the right; a class without any entry has empty cells.
+
+    Raises:
+        ValueError: counts is not a square of numbers that are not negative, with one name a row.
+    """
+    from matplotlib.figure import Figure
+
+    table = np.asarray(counts, dtype=np.float64)
+    if table.shape != (len(names), len(names)) or not (table >= 0).all():
+        raise ValueError(
+            f"counts has shape {table.shape} for {len(names)} names; expected [C, C], no entry negative or NaN"
+        )
+    figure = Figure(figsize=(9.2, 4.4), layout="constrained")
+    panels = figure.subplots(1, 2)
+    titles = ("% of each true class (recall)", "% of each predicted class (precision)")
+    for panel, title, axis in zip(panels, titles, (1, 0), strict=True):
+        support = table.sum(axis=axis, keepdims=True)
+        share = np.divide(table, support, out=np.full_like(table, np.nan), where=support > 0)
+        panel.imshow(share, vmin=0, vmax=1, cmap="Blues")
+        for row, column in np.ndindex(*share.shape):
+            if np.isfinite(value := share[row, column]):
+                dark = "white" if value > 0.55 else "#222222"
+                panel.text(column, row, _percent(value), ha="center", va="center", color=dark, fontsize=10)
+        total = support.ravel()
+        labels = [f"{name}\n{_count(n)}" for name, n in zip(names, total, strict=True)]
+        panel.set_xticks(range(len(names)), labels if axis == 0 else names)
+        panel.set_yticks(range(len(names)), labels if axis == 1 else names)
+        panel.tick_params(length=0)
+        panel.set_xlabel("predicted")
+        panel.set_ylabel("true")
+        panel.set_title(title, fontsize=11)
+        panel.spines[:].set_visible(False)
+    return _svg(figure)
+
+
+def bars_svg(values: Sequence[float], low: Sequence[float], high: Sequence[float], names: Sequence[str]) -> str:
+    """Draw one bar a class with its 68 % interval.
+
+    Args:
+        values: [C] between 0 and 1, for example F1; NaN for a class that does not occur, shown as "absent".
+        low: [C] lower ends of the intervals; NaN for none.
+        high: [C] upper ends of the intervals; NaN for none.
+        names: [C] of the classes; those of motifs get their colours.
+
+    Returns:
+        One ``<svg>`` element, the same text for the same numbers.
+
+    Raises:
+        ValueError: the four do not have the same length.
+    """
+    from matplotlib.figure import Figure
+
+    lengths = {len(values), len(low), len(high), len(names)}
+    if len(lengths) != 1:
+        raise ValueError(f"values, low, high and names have lengths {sorted(lengths)}; expected one")
+    colors = {MOTIF_NAME[motif].lower(): color for motif, color in MOTIF_COLOR.items()}
+    figure = Figure(figsize=(6.4, 0.7 + 0.46 * len(names)), layout="constrained")
+    panel = figure.subplots()
+    for row, (value, bottom, top, name) in enumerate(zip(values, low, high, names, strict=True)):
+        if np.isnan(value):
+            panel.text(0.01, row, "absent", va="center", color="#777777", style="italic")
+            continue
+        panel.barh(row, value, height=0.62, color=colors.get(name.lower(), _OTHER_COLOR))
+        if bounded := not (np.isnan(bottom) or np.isnan(top)):
+            panel.plot([bottom, top], [row, row], color="#222222", linewidth=1.4, solid_capstyle="butt")
+            panel.plot([bottom, top], [row, row], "|", color="#222222", markersize=7)
+        panel.text(max(value, top) + 0.015 if bounded else value + 0.015, row, f"{value:.3f}", va="center")
+    panel.set_yticks(range(len(names)), names)
+    panel.set_ylim(len(names) - 0.5, -0.5)
+    panel.set_xlim(0, 1.12)  # room for the number beside a full bar
+    panel.set_xticks(np.linspace(0, 1, 6))
+    panel.tick_params(axis="y", length=0)
+    panel.grid(axis="x", color="#DDDDDD", linewidth=0.7)
+    panel.set_axisbelow(True)
+    panel.spines[["top", "right", "left"]].set_visible(False)
+    return _svg(figure)
+
+
+def _svg(figure: "Figure") -> str:
+    """The figure as one element: no prolog, so that a page can hold it; no date and no random ids."""
+    import matplotlib
+
+    page = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "larpanda", "svg.fonttype": "none", "font.family": "sans-serif"}):
+        figure.savefig(page, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    text = page.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _percent(share: float) -> str:
+    if share == 0:
+        return "0"
+    return "<0.1" if share < 0.001 else f"{100 * share:.1f}"
+
+
+def _count(n: float) -> str:
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if n >= size:
+            return f"{n / (1e3 if letter == 'k' else size):.3g}{letter}"
+    return f"{n:g}"

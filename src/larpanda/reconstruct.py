@@ -1,0 +1,229 @@
+"""From events to what is in them: the Reconstructor, and the way from files to tables."""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn, TypeVar, overload
+
+import torch
+from torch import Tensor
+
+from larpanda import __version__
+from larpanda.analysis.tables import TableWriter
+from larpanda.data import open_events
+from larpanda.event import UNKNOWN, VOXEL_MM, Event, EventKey, Motif, PointBatch, Reconstruction, Status
+from larpanda.model.backbone import Pyramid
+from larpanda.model.bundle import Bundle, load_bundle
+from larpanda.parallel import pick_device
+
+Result = TypeVar("Result")
+MIN_POINTS = 2  # fewer above threshold, and an event is too small for particles
+
+
+class Reconstructor:
+    """An encoder and the heads that its bundle has. Its methods take one event, or a list and give a list.
+
+    Events are taken one at a time, so that a result never depends on the others of a list. Rows of results are those
+    of the event as it was given; those that the model does not see (see ``Event.visible``) are NaN.
+    """
+
+    def __init__(self, bundle: Bundle, device: str = "auto") -> None:
+        self.device = pick_device(device)
+        self.model = bundle.model.to(self.device)
+        self.name, self.provenance, self.weights_sha256 = bundle.name, bundle.provenance, bundle.weights_sha256
+
+    @overload
+    def features(self, event: Event) -> Tensor: ...
+    @overload
+    def features(self, event: Sequence[Event]) -> list[Tensor]: ...
+    def features(self, event: Event | Sequence[Event]) -> Tensor | list[Tensor]:
+        """Up-cast features (paper section 3.1.2): [N, C] float32, finest level first.
+
+        Raises:
+            ValueError: the event has impossible energies or positions.
+        """
+        width = sum(self.model.config.encoder.channels)
+        return _each(event, lambda e: self._rows(e, width, lambda pyramid: pyramid.at_points(pyramid.upcast())))
+
+    @overload
+    def semantic(self, event: Event) -> Tensor: ...
+    @overload
+    def semantic(self, event: Sequence[Event]) -> list[Tensor]: ...
+    def semantic(self, event: Event | Sequence[Event]) -> Tensor | list[Tensor]:
+        """Motif logits: [N, 5] float32, in the order of Motif.
+
+        Raises:
+            ValueError: the event has impossible energies or positions, or the bundle no semantic head.
+        """
+        head = self.model.semantic
+        if head is None:
+            self._no_head("semantic")
+        return _each(event, lambda e: self._rows(e, len(Motif), head))
+
+    def instances(self, event: Event | Sequence[Event], what: str) -> NoReturn:
+        """Masks and classes of ``"particle"`` or ``"interaction"`` queries. Raises ValueError: no such head."""
+        if what not in ("particle", "interaction"):
+            raise ValueError(f"instances of {what!r} are not known; expected 'particle' or 'interaction'")
+        self._no_head(what)
+
+    @overload
+    def reconstruct(self, event: Event) -> Reconstruction: ...
+    @overload
+    def reconstruct(self, event: Sequence[Event]) -> list[Reconstruction]: ...
+    def reconstruct(self, event: Event | Sequence[Event]) -> Reconstruction | list[Reconstruction]:
+        """What is in an event, every row accounted for. An unusable event gets a status, not an error."""
+        if self.model.semantic is None:
+            self._no_head("semantic")
+        return _each(event, self._reconstruct)
+
+    def _reconstruct(self, event: Event) -> Reconstruction:
+        if not len(event):
+            return unseen(event, Status.EMPTY, "")
+        if problem := event.problem():
+            return unseen(event, Status.BAD_INPUT, problem)
+        logits = self.semantic(event)
+        seen = ~logits[:, 0].isnan()
+        distinct = len(torch.unique(event.position, dim=0))
+        n_points = len(torch.unique(event.position[seen], dim=0))
+        small = n_points < MIN_POINTS
+        return Reconstruction(
+            Status.TOO_SMALL if small else Status.OK,
+            f"{n_points} voxels above {self.model.config.min_energy_mev:g} MeV" if small else "",
+            ~seen,
+            torch.where(seen, logits.nan_to_num().argmax(1), UNKNOWN),
+            logits.softmax(1),
+            torch.full((len(event),), UNKNOWN),
+            torch.full((len(event),), UNKNOWN),
+            None,
+            None,
+            len(event) - distinct,
+        )
+
+    @torch.no_grad()
+    def _rows(self, event: Event, width: int, head: Callable[[Pyramid], Tensor]) -> Tensor:
+        """Encode an event and spread what a head says of its points over its rows: [N, width], NaN where unseen."""
+        if problem := event.problem():
+            raise ValueError(f"{event.key}: {problem}" if event.key else problem)
+        visible, row_point = event.visible(self.model.config.min_energy_mev)
+        result = torch.full((len(event), width), torch.nan)
+        if len(visible):
+            points = head(self.model.encoder(PointBatch.pack([visible]).to(self.device))).float().cpu()
+            seen = row_point >= 0
+            result[seen] = points[row_point[seen]]
+        return result
+
+    def _no_head(self, what: str) -> NoReturn:
+        has = "a semantic head" if self.model.semantic else "no head"
+        raise ValueError(f"bundle {self.name} has no {what} head (it has {has}); fine-tune one with larpanda finetune")
+
+
+def load(bundle: str | os.PathLike[str], device: str = "auto") -> Reconstructor:
+    """Open a shipped model by its name, or a bundle folder.
+
+    Args:
+        bundle: ``"nano"``, or a folder with config.json and model.safetensors.
+        device: ``auto``, ``cpu`` or ``cuda``.
+
+    Raises:
+        ValueError: no such bundle, a damaged one, or a device that is not there.
+    """
+    return Reconstructor(load_bundle(bundle), device)
+
+
+def unseen(event: Event, status: Status, reason: str) -> Reconstruction:
+    """The reconstruction of an event that no model has seen."""
+    n = len(event)
+    nothing = torch.full((n,), UNKNOWN)
+    probability = torch.full((n, len(Motif)), torch.nan)
+    return Reconstruction(
+        status, reason, torch.ones(n, dtype=torch.bool), nothing, probability, nothing, nothing, None, None, 0
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class FileReport:
+    """What became of one input file."""
+
+    file: str
+    n_events: int
+    statuses: tuple[tuple[Status, int], ...]  # how many events of each status that occurs
+    error: str  # why the file could not be read; empty if it was
+
+
+def reconstruct_files(
+    files: Sequence[str],
+    out: Path,
+    reconstructor: Reconstructor,
+    *,
+    select: Callable[[int], Iterable[int]] = range,
+    energy_scale: float = 1.0,
+    voxel_mm: float = VOXEL_MM,
+    progress: Callable[[Sequence[int], str], Iterable[int]] = lambda entries, name: entries,
+) -> list[FileReport]:
+    """Reconstruct every event of every file: `STEM_events.parquet` and `STEM_voxels.parquet` in ``out`` for each.
+
+    Args:
+        files: event files (see ``data.event_files`` for folders and globs); truth in them is not read.
+        out: folder, made if missing.
+        reconstructor: the model.
+        select: number of events of a file -> the entries to take.
+        energy_scale: factor from the file's energies to MeV.
+        voxel_mm: the file's voxel pitch.
+        progress: wraps the entries of a file, for a progress bar.
+
+    Returns:
+        One report a file. A file that cannot be read has an ``error``, leaves no tables, and does not stop the others.
+
+    Raises:
+        ValueError: two files would write the same tables.
+        OSError: ``out`` cannot be written.
+    """
+    stems: dict[str, str] = {}
+    for path in files:
+        if (stem := Path(path).stem) in stems:
+            raise ValueError(f"{stems[stem]} and {path} would both write {stem}_events.parquet; use two --out folders")
+        stems[stem] = path
+    out.mkdir(parents=True, exist_ok=True)
+    provenance = {
+        "larpanda": __version__,
+        "model": reconstructor.name,
+        "weights_sha256": reconstructor.weights_sha256,
+        "min_energy_mev": reconstructor.model.config.min_energy_mev,
+        "energy_scale": energy_scale,
+        "voxel_mm": voxel_mm,
+    }
+    reports = []
+    for stem, path in stems.items():
+        try:
+            events = open_events(path, truth=False, energy_scale=energy_scale, voxel_mm=voxel_mm)
+        except (ValueError, OSError) as error:
+            reports.append(FileReport(path, 0, (), str(error)))
+            continue
+        entries = list(select(len(events)))
+        counts: dict[Status, int] = {}
+        with TableWriter(out, stem, provenance) as writer:
+            for entry in progress(entries, Path(path).name):
+                status = _one(events, entry, path, reconstructor, writer)
+                counts[status] = counts.get(status, 0) + 1
+        reports.append(FileReport(path, len(entries), tuple(sorted(counts.items())), ""))
+    return reports
+
+
+def _one(events: Sequence[Event], entry: int, path: str, reconstructor: Reconstructor, writer: TableWriter) -> Status:
+    """Reconstruct and write one event; whatever happens to it, it gets its row."""
+    try:
+        event = events[entry]
+    except (ValueError, OSError) as error:
+        writer.write_failed(EventKey(path, entry), Status.BAD_INPUT, str(error))
+        return Status.BAD_INPUT
+    try:
+        result = reconstructor.reconstruct(event)
+    except (RuntimeError, MemoryError) as error:  # out of memory, mostly
+        result = unseen(event, Status.FAILED, " ".join(str(error).split())[:300])
+    writer.write(event, result)
+    return result.status
+
+
+def _each(event: Event | Sequence[Event], function: Callable[[Event], Result]) -> Result | list[Result]:
+    return function(event) if isinstance(event, Event) else [function(one) for one in event]

@@ -1,0 +1,216 @@
+"""A model's numbers over events with truth (metrics.json, index.html), and what a bundle, run or file holds."""
+
+import html
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from larpanda.data import open_events
+from larpanda.display.figures import MOTIF_NAME, bars_svg, confusion_svg
+from larpanda.display.scene import page
+from larpanda.evaluate.segmentation import CONVENTIONS, Segmentation, as_json, segmentation
+from larpanda.event import MIN_ENERGY_MEV, Event, Motif
+from larpanda.model.bundle import find_bundle, read_bundle_config
+from larpanda.publish import publish_text
+from larpanda.reconstruct import Reconstructor
+from larpanda.train.tasks import motif_table
+
+WORST = 6  # events on the page beside the report
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evaluation:
+    """Motif metrics of a model over events, and which events they are."""
+
+    semantic: Segmentation
+    entries: tuple[int, ...]  # of the sequence that was evaluated
+    tables: tuple[npt.NDArray[np.int64], ...]  # [5, 5] each: confusion of every event
+    events: Sequence[Event]
+    left_out: tuple[str, ...]  # a line for each event without truth, or that could not be used
+
+
+def evaluate_events(model: Reconstructor, events: Sequence[Event], entries: Iterable[int], seed: int = 0) -> Evaluation:
+    """Compare a model's motifs with the truth, voxels above its threshold, one event at a time.
+
+    Args:
+        model: with a semantic head.
+        events: with truth; those without, and those that cannot be used, are left out and listed.
+        entries: which of them.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: no event can be used.
+    """
+    if model.model.semantic is None:
+        raise ValueError(f"bundle {model.name} has no semantic head to evaluate")
+    used, tables, left_out = [], [], []
+    for entry in entries:
+        try:
+            event = events[entry]
+        except (ValueError, OSError) as error:
+            left_out.append(str(error))
+            continue
+        if problem := event.problem() or ("" if event.has_truth else "no motif labels"):
+            left_out.append(f"{event.key or f'event {entry}'}: {problem}")
+            continue
+        used.append(entry)
+        tables.append(motif_table(model.model, event))
+    if not used:
+        reason = f"; the first: {left_out[0]}" if left_out else ""
+        raise ValueError(f"no event with truth among {len(left_out)}{reason}")
+    return Evaluation(segmentation(tables, seed=seed), tuple(used), tuple(tables), events, tuple(left_out))
+
+
+def table(result: Evaluation) -> str:
+    """The numbers as text."""
+    scores = result.semantic
+    lines = [f"{scores.events} events, {scores.voxels} voxels above threshold; 68 % intervals over events"]
+    lines.append(f"macro F1  {scores.macro_f1:.3f}  [{scores.macro_f1_low:.3f}, {scores.macro_f1_high:.3f}]")
+    for motif in Motif:
+        i = int(motif)
+        if np.isnan(scores.f1[i]):
+            lines.append(f"{MOTIF_NAME[motif]:<8}  absent")
+            continue
+        lines.append(
+            f"{MOTIF_NAME[motif]:<8}  {scores.f1[i]:.3f}  [{scores.f1_low[i]:.3f}, {scores.f1_high[i]:.3f}]"
+            f"  precision {scores.precision[i]:.3f}  recall {scores.recall[i]:.3f}"
+        )
+    return "\n".join(lines)
+
+
+def summary(result: Evaluation, model: Reconstructor) -> str:
+    """The numbers as rows for the side panel of a page of events: name, tab, value."""
+    scores = result.semantic
+    rows = [("model", model.name), ("events", str(scores.events)), ("macro F1", f"{scores.macro_f1:.3f}")]
+    rows += [(MOTIF_NAME[motif], f"{scores.f1[int(motif)]:.3f}") for motif in Motif]
+    return "\n".join(f"{name}\t{value}" for name, value in rows)
+
+
+def write_report(out: Path, result: Evaluation, model: Reconstructor, sources: Sequence[str]) -> None:
+    """Write metrics.json, index.html with the figures, and events.html with the events of lowest accuracy."""
+    scores = result.semantic
+    metrics = {
+        "events": scores.events,
+        "left_out": len(result.left_out),
+        "semantic": as_json(scores),
+        "conventions": dict(CONVENTIONS),
+        "data": [Path(source).name if not source.startswith("generate:") else source for source in sources],
+        "model": model.name,
+        "weights_sha256": model.weights_sha256,
+        "min_energy_mev": model.model.config.min_energy_mev,
+    }
+    names = [MOTIF_NAME[motif] for motif in Motif]
+    accuracy = [np.trace(t) / max(t.sum(), 1) for t in result.tables]
+    worst = [result.entries[i] for i in np.argsort(accuracy, kind="stable")[:WORST]]
+    pairs = [(event, model.reconstruct(event)) for event in (result.events[i] for i in worst)]
+    publish_text(out / "events.html", page(pairs, f"The {len(worst)} events of lowest accuracy", summary(result, model)))
+    figures = bars_svg(scores.f1.tolist(), scores.f1_low.tolist(), scores.f1_high.tolist(), names)
+    body = _REPORT.format(
+        title=html.escape(f"{model.name} on {', '.join(map(str, metrics['data']))}"),  # type: ignore[call-overload]
+        table=html.escape(table(result)),
+        bars=figures,
+        confusion=confusion_svg(scores.confusion, names),
+        conventions="".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in CONVENTIONS.items()),
+        worst=len(worst),
+    )
+    publish_text(out / "index.html", body)
+    publish_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+
+
+def describe(what: str) -> str:
+    """What a bundle, a run folder or a file of events or tables holds; builds no model.
+
+    Raises:
+        ValueError, FileNotFoundError: it is none of these.
+    """
+    path = Path(what)
+    if path.is_dir() and (path / "metrics.jsonl").exists():
+        return _describe_run(path)
+    if path.suffix == ".parquet" and path.is_file() and (text := _describe_table(path)):
+        return text
+    if path.is_file():
+        return _describe_events(what)
+    folder = find_bundle(what)
+    config, provenance = read_bundle_config(folder)
+    weights, size = _count_weights(folder / "model.safetensors")
+    content = {"config": asdict(config), "provenance": dict(provenance)}
+    return f"bundle {folder.name}: {weights} weights, {size / 1e6:.1f} MB\n{json.dumps(content, indent=2)}"
+
+
+def _describe_run(run: Path) -> str:
+    record = json.loads((run / "config.json").read_text())
+    last: dict[str, Any] = {}
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        last |= json.loads(line)
+    checkpoints = [p.name for p in sorted((run / "checkpoints").glob("step-????????"))]
+    steps = record["config"]["steps"]
+    state = "ended" if (run / "bundle").exists() else "not ended"
+    return (
+        f"run of {record['task']}, {state}: step {last.get('step', 0)} of {steps}, checkpoints {checkpoints}\n"
+        f"last values: {json.dumps(last)}\n{json.dumps(record, indent=2)}"
+    )
+
+
+def _describe_table(path: Path) -> str | None:
+    """Our own tables carry their provenance; other Parquet files are events."""
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(path)
+    metadata: Mapping[bytes, bytes] = file.schema_arrow.metadata or {}
+    if b"provenance" not in metadata or "entry" not in file.schema_arrow.names:
+        return None
+    columns = "\n".join(
+        f"  {field.name:<18} {field.type!s:<8} {(field.metadata or {}).get(b'unit', b'').decode():<4} "
+        f"{(field.metadata or {}).get(b'description', b'').decode()}"
+        for field in file.schema_arrow
+    )
+    return f"{path}: {file.metadata.num_rows} rows\n{columns}\nprovenance: {metadata[b'provenance'].decode()}"
+
+
+def _describe_events(what: str) -> str:
+    events = open_events(what)
+    lines = [f"{what}: {len(events)} events"]
+    if len(events):
+        event = events[0]
+        lines.append(f"event 0: {len(event)} voxels, {event.energy.double().sum():.1f} MeV")
+        if event.has_truth:
+            counts = [f"{int((event.motif == m).sum())} {MOTIF_NAME[m]}" for m in Motif]
+            lines.append(f"truth: {', '.join(counts)}; above {MIN_ENERGY_MEV} MeV {len(event.visible()[0])}")
+            lines.append(f"particles: {'momenta and vertices' if event.particles else 'ids only'}")
+        else:
+            lines.append("no truth")
+    return "\n".join(lines)
+
+
+def _count_weights(path: Path) -> tuple[int, int]:
+    from safetensors import safe_open
+
+    with safe_open(path, "numpy") as file:
+        shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118
+    return sum(int(np.prod(shape)) for shape in shapes), path.stat().st_size
+
+
+_REPORT = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
+pre {{ background: #f4f4f4; padding: 1rem; overflow-x: auto; }}
+svg {{ max-width: 100%; height: auto; }}
+dt {{ font-weight: 600; }} dd {{ margin: 0 0 .4rem 1.5rem; }}
+</style>
+<h1>{title}</h1>
+<pre>{table}</pre>
+<figure>{bars}<figcaption>F1 of each motif, with 68 % intervals from a bootstrap over events</figcaption></figure>
+<figure>{confusion}</figure>
+<p><a href="events.html">The {worst} events of lowest accuracy</a>, truth beside prediction. Numbers for programs:
+<a href="metrics.json">metrics.json</a>.</p>
+<h2>Conventions</h2>
+<dl>{conventions}</dl>
+</html>
+"""

@@ -1,0 +1,77 @@
+"""The figures say the numbers they are given, the same way every time."""
+
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+
+from larpanda.display.figures import INSTANCE_COLORS, MOTIF_COLOR, MOTIF_NAME, bars_svg, confusion_svg
+
+NAMES = list(MOTIF_NAME.values())
+NAN = float("nan")
+
+
+def words(svg: str) -> list[str]:
+    return [
+        "".join(element.itertext()).strip() for element in ElementTree.fromstring(svg).iter() if "text" in element.tag
+    ]
+
+
+def test_confusion_is_normalised_both_ways():
+    counts = np.array([[80, 15, 5], [10, 190, 0], [0, 5, 45]])
+    text = words(confusion_svg(counts, ["a", "b", "c"]))
+    recall = [f"{100 * share:.1f}" if share else "0" for share in (counts / counts.sum(1, keepdims=True)).ravel()]
+    precision = [f"{100 * share:.1f}" if share else "0" for share in (counts / counts.sum(0, keepdims=True)).ravel()]
+    cells = [word for word in text if word.replace(".", "").isdigit()]
+    assert sorted(recall + precision) == sorted(word for word in cells if word in recall + precision)
+    assert text.index("80.0") < text.index("88.9")  # recall of the first class stands before its precision
+
+
+def test_classes_without_entries_stay_empty():
+    text = words(confusion_svg([[5, 0], [0, 0]], ["a", "b"]))
+    assert "100.0" in text
+    assert not any("nan" in word for word in text)
+
+
+def test_small_shares_are_not_called_zero():
+    assert "<0.1" in words(confusion_svg([[100_000, 1], [0, 7]], ["a", "b"]))
+
+
+def test_bars_say_value_and_absence():
+    values = [0.912, 0.98, NAN, 0.7, 0.0]
+    text = words(bars_svg(values, [0.9, 0.97, NAN, NAN, 0.0], [0.92, 0.99, NAN, NAN, 0.0], NAMES))
+    assert [word for word in text if word in ("0.912", "0.980", "absent", "0.700", "0.000")] == [
+        "0.912", "0.980", "absent", "0.700", "0.000",
+    ]  # fmt: skip
+    assert set(NAMES) <= set(text)
+
+
+def test_bars_have_the_colours_of_their_motifs():
+    svg = bars_svg([0.5] * 5, [0.4] * 5, [0.6] * 5, [name.lower() for name in NAMES])
+    assert all(color.lower() in svg for color in MOTIF_COLOR.values())
+
+
+def test_figures_repeat_and_can_stand_in_a_page():
+    for draw in (
+        lambda: confusion_svg(np.eye(5), NAMES),
+        lambda: bars_svg([0.5] * 5, [NAN] * 5, [NAN] * 5, NAMES),
+    ):
+        svg = draw()
+        assert svg == draw()
+        assert svg.startswith("<svg")
+        assert "matplotlib.org" not in svg
+    assert "<b>" not in confusion_svg(np.eye(2), ["<b>", "$x"])
+    assert words(bars_svg([0.5], [NAN], [NAN], ["<b>"]))[0] != ""
+
+
+def test_mistakes_are_named():
+    for counts in (np.eye(4), np.ones(5), -np.eye(5), np.full((5, 5), NAN)):
+        with pytest.raises(ValueError, match="for 5 names"):
+            confusion_svg(counts, NAMES)
+    with pytest.raises(ValueError, match=r"lengths \[4, 5\]"):
+        bars_svg([0.5] * 5, [0.4] * 5, [0.6] * 5, NAMES[:4])
+
+
+def test_colours_differ():
+    assert len({*MOTIF_COLOR.values()}) == 5
+    assert len({*INSTANCE_COLORS}) == 24

@@ -1,0 +1,240 @@
+"""The command line as users and their scripts meet it: output, exit codes, one line for a mistake."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import larpanda
+from larpanda.cli import main
+
+GEANT4 = Path(__file__).parent / "data" / "geant4_20_v3extra.h5"
+VERBS = ("demo", "generate", "finetune", "evaluate", "reconstruct", "view", "show")
+
+
+@pytest.fixture
+def small(tmp_path, make_cloud):
+    """A file of three small events with truth."""
+    larpanda.write_events(tmp_path / "small.h5", [make_cloud(60, seed=s) for s in range(3)])
+    return tmp_path / "small.h5"
+
+
+def run(*arguments):
+    return main([str(a) for a in arguments])
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_has_an_example(verb, capsys):
+    with pytest.raises(SystemExit) as end:
+        run(verb, "--help")
+    assert end.value.code == 0
+    assert f"example:\n  larpanda {verb}" in capsys.readouterr().out
+
+
+def test_help_does_not_wait_for_pytorch():
+    code = "import sys\ntry:\n import larpanda.cli; larpanda.cli.main(['--help'])\nexcept SystemExit: pass\n"
+    code += "sys.exit('torch' in sys.modules or 'numba' in sys.modules or 'matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_version_says_how_to_cite(capsys):
+    with pytest.raises(SystemExit):
+        run("--version")
+    assert "arXiv:2512.01324" in capsys.readouterr().out
+
+
+def test_reconstruct(tmp_path, capsys):
+    assert run("reconstruct", GEANT4, "--out", tmp_path, "--events", "0:3,7") == 0
+    out = capsys.readouterr().out
+    assert "4 ok" in out
+    events = pq.read_table(tmp_path / "geant4_20_v3extra_events.parquet")
+    assert events["entry"].to_pylist() == [0, 1, 2, 7]
+
+
+def test_evaluate(tmp_path, capsys):
+    assert run("evaluate", "nano", GEANT4, "--out", tmp_path, "--events", "0:4") == 0
+    out = capsys.readouterr().out
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["events"] == 4
+    assert f"macro F1  {metrics['semantic']['macro_f1']:.3f}" in out
+    assert metrics["semantic"]["macro_f1_low"] <= metrics["semantic"]["macro_f1"]
+    assert set(metrics["semantic"]["f1"]) == {"shower", "track", "michel", "delta", "led"}
+    assert metrics["conventions"]
+    page = (tmp_path / "index.html").read_text()
+    assert "<svg" in page
+    assert 'href="events.html"' in page
+    assert (tmp_path / "events.html").exists()
+    first = (tmp_path / "metrics.json").read_bytes()
+    assert run("evaluate", "nano", GEANT4, "--out", tmp_path, "--events", "0:4", "--quiet") == 0
+    assert (tmp_path / "metrics.json").read_bytes() == first
+
+
+def test_view(tmp_path, small, capsys):
+    assert run("view", small, "--event", 1, "--out", tmp_path / "page.html", "--png", tmp_path / "p.png") == 0
+    assert (tmp_path / "page.html").read_text().startswith("<!")
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert run("view", small, "--model", "none", "--png", tmp_path / "truth.png") == 0
+    assert capsys.readouterr().out.split()[-1] == str(tmp_path / "truth.png")
+
+
+def test_generate_is_a_function_of_the_seed(tmp_path):
+    for name in ("a.h5", "b.h5"):
+        assert run("generate", tmp_path / name, "--events", 2, "--seed", 100, "--quiet") == 0
+    a, b = (larpanda.open_events(tmp_path / name) for name in ("a.h5", "b.h5"))
+    again = larpanda.generate(2, seed=100)
+    for left, right, made in zip(a, b, again, strict=True):
+        assert left.energy.tolist() == right.energy.tolist() == made.energy.tolist()
+
+
+def test_finetune_and_what_show_says_of_it(tmp_path, small, capsys):
+    settings = ["steps=3", "batch_events=1", "validation_events=1", "model.encoder.channels=16,16"]
+    settings += ["model.encoder.depths=1,1", "model.semantic.decoder=null"]
+    arguments = ["finetune", "semantic", small, "--from", "scratch", "--out", tmp_path / "run", "--quiet"]
+    for setting in settings:
+        arguments += ["--set", setting]
+    assert run(*arguments) == 0
+    bundle = capsys.readouterr().out.strip()
+    assert Path(bundle) == tmp_path / "run" / "bundle"
+    assert run("show", tmp_path / "run") == 0
+    assert "run of semantic, ended: step 3 of 3" in capsys.readouterr().out
+    assert run("show", bundle) == 0
+    assert '"channels": [' in capsys.readouterr().out
+    assert run("evaluate", tmp_path / "run", small, "--out", tmp_path / "evaluation") == 0
+
+
+def test_show(tmp_path, small, capsys):
+    assert run("show", "nano") == 0
+    assert "min_energy_mev" in capsys.readouterr().out
+    assert run("show", GEANT4) == 0
+    out = capsys.readouterr().out
+    assert "20 events" in out
+    assert "Michel" in out
+    run("reconstruct", small, "--out", tmp_path / "out")
+    capsys.readouterr()
+    assert run("show", tmp_path / "out" / "small_events.parquet") == 0
+    assert "weights_sha256" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["reconstruct", "no/such.h5", "--out", "out"], r"no/such\.h5: no such file"),
+        (["reconstruct", "nothing*.h5", "--out", "out"], r"nothing\*\.h5: no file of events matches"),
+        (["reconstruct", "small.h5", "--out", "out", "--model", "mega"], "mega: no model there"),
+        (["reconstruct", "small.h5", "--out", "out", "--events", "2:9"], "there are 3 events, 0 to 2"),
+        (["reconstruct", "small.h5", "--out", "out", "--events", "first"], "expected numbers and ranges"),
+        (["reconstruct", "small.h5", "--out", "small.h5"], r"small\.h5"),
+        (["reconstruct", "small.h5"], "required: --out"),
+        (["reconstruct", "small.h5", "--out", "out", "--energy-scale", "-1"], "energy_scale is -1"),
+        (["evaluate", "nano", "generate:jupiter", "--out", "out"], "jupiter"),
+        (["evaluate", "nano", "bare.h5", "--out", "out"], "no event with truth"),
+        (["view", "text.h5"], r"text\.h5"),
+        (["view", "small.h5", "--event", "3"], "there are 3 events"),
+        (["generate", "out.root", "--events", "1"], r"out\.root"),
+        (["generate", "events.h5", "--preset", "jupiter"], "jupiter"),
+        (["finetune", "semantic", "small.h5", "--from", "scratch", "--out", "r", "--recipe", "x"], "no such recipe"),
+        (["finetune", "semantic", "small.h5", "--from", "scratch", "--out", "r", "--set", "lr=1"], "nearest is"),
+        (["show", "nothing"], "no model there"),
+        (["reconstruct", "small.h5", "--out", "out", "--device", "tpu"], "invalid choice: 'tpu'"),
+        (["fly"], "invalid choice: 'fly'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, small, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.h5").write_text("hello\n")
+    bare = larpanda.Event.from_arrays([[1, 2, 3], [2, 2, 3]], [1.0, 1.0])
+    larpanda.write_events(tmp_path / "bare.h5", [bare])
+    try:
+        code = run(*arguments)
+    except SystemExit as end:
+        code = end.code
+    captured = capsys.readouterr()
+    last = captured.err.strip().splitlines()[-1]
+    assert code == 2
+    assert re.search(message, last)
+    assert last.startswith("larpanda")
+    assert captured.out == ""
+
+
+def test_cuda_that_is_not_there(small, tmp_path, capsys):
+    import torch
+
+    if torch.cuda.is_available():
+        assert run("reconstruct", small, "--out", tmp_path / "out", "--device", "cuda") == 0
+        return
+    assert run("reconstruct", small, "--out", tmp_path / "out", "--device", "cuda") == 2
+    assert capsys.readouterr().err == "larpanda reconstruct: no CUDA device here, or a CPU build of PyTorch; " + (
+        "use --device cpu or auto\n"
+    )
+
+
+def test_a_file_that_cannot_be_read_is_exit_code_1_and_the_others_are_done(small, tmp_path, capsys):
+    broken = tmp_path / "broken.h5"
+    broken.write_bytes(GEANT4.read_bytes()[:100_000])
+    assert run("reconstruct", broken, small, "--out", tmp_path / "out", "--quiet") == 1
+    captured = capsys.readouterr()
+    assert len(captured.err.strip().splitlines()) == 1
+    assert "broken.h5" in captured.err
+    assert "3 ok" in captured.out
+
+
+def test_energies_in_other_units_are_noticed_and_scaled(tmp_path, capsys):
+    with h5py.File(GEANT4) as file:
+        points = [file["point"][i].reshape(-1, 8) for i in range(2)]
+    with h5py.File(tmp_path / "charge.h5", "w") as file:
+        data = file.create_dataset("point", (2,), h5py.vlen_dtype(np.float32))
+        for i, rows in enumerate(points):
+            scaled = rows.copy()
+            scaled[:, 3] *= 40_000
+            data[i] = scaled.ravel()
+    assert run("reconstruct", tmp_path / "charge.h5", "--out", tmp_path / "a", "--quiet") == 0
+    assert "--energy-scale" in capsys.readouterr().err
+    scale = ["--energy-scale", str(1 / 40_000)]
+    assert run("reconstruct", tmp_path / "charge.h5", "--out", tmp_path / "b", "--quiet", *scale) == 0
+    assert capsys.readouterr().err == ""
+    run("reconstruct", GEANT4, "--out", tmp_path / "c", "--quiet", "--events", "0:2")
+    scaled = pq.read_table(tmp_path / "b/charge_voxels.parquet")
+    true = pq.read_table(tmp_path / "c/geant4_20_v3extra_voxels.parquet")
+    assert np.allclose(scaled["energy_mev"].to_numpy(), true["energy_mev"].to_numpy(), rtol=1e-5)
+    assert np.mean(scaled["motif"].to_numpy() == true["motif"].to_numpy()) > 0.999
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root can write anywhere")
+def test_a_folder_that_cannot_be_written_to(small, tmp_path):
+    """As a user without rights: root is let down to one."""
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o555)
+    command = [sys.executable, "-m", "larpanda.cli", "reconstruct", str(small), "--out", str(locked / "out")]
+    if os.geteuid() == 0:
+        for folder in [tmp_path, *list(tmp_path.parents)[:2]]:
+            folder.chmod(folder.stat().st_mode | 0o055)
+        locked.chmod(0o555)
+        command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *command]
+        if subprocess.run([*command[:4], sys.executable, "-c", "import larpanda"], capture_output=True).returncode:
+            command = [*command[4:]]
+            pytest.skip("the environment is closed to other users")
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "permission denied" in result.stderr.lower()
+
+
+def test_demo(tmp_path, capsys):
+    assert run("demo", "--out", tmp_path / "demo", "--quiet") == 0
+    out = capsys.readouterr().out
+    page = Path(out.strip().splitlines()[-1].removeprefix("open in a browser: "))
+    assert page == tmp_path / "demo" / "index.html"
+    assert page.stat().st_size < 5e6
+    assert {p.name for p in (tmp_path / "demo").iterdir()} == {
+        *("events.h5", "events_points.npy", "events_events.parquet", "events_voxels.parquet"),
+        *("evaluation", "index.html"),
+    }
+    assert "macro F1" in out

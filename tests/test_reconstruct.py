@@ -1,0 +1,185 @@
+"""The Reconstructor and the way from files to tables: every row accounted for, whatever is in the file."""
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import larpanda
+from larpanda.event import UNKNOWN, Event, Status
+from larpanda.model.bundle import save_bundle
+from larpanda.reconstruct import Reconstructor, reconstruct_files
+
+GEANT4 = Path(__file__).parent / "data" / "geant4_20_v3extra.h5"
+
+
+@pytest.fixture
+def model(tmp_path, tiny_model) -> Reconstructor:
+    save_bundle(tmp_path / "bundle", tiny_model, {}, "")
+    return larpanda.load(tmp_path / "bundle", device="cpu")
+
+
+def test_rows_are_those_of_the_event(model, make_cloud):
+    event = make_cloud(200)
+    rows = [*event.position.long().tolist(), [1, 1, 1], event.position[3].long().tolist()]
+    whole = Event.from_arrays(rows, [*event.energy.tolist(), 0.1, 0.5])
+    logits, features, result = model.semantic(whole), model.features(whole), model.reconstruct(whole)
+    assert logits.shape == (202, 5)
+    assert features.shape == (202, sum(model.model.config.encoder.channels))
+    assert logits[200].isnan().all()  # 0.1 MeV: not seen
+    assert features[200].isnan().all()
+    assert torch.equal(logits[201], logits[3])  # one voxel, one answer
+    assert (result.status, result.n_merged) == (Status.OK, 1)
+    assert result.below_threshold.nonzero().flatten().tolist() == [200]
+    seen = ~result.below_threshold
+    assert torch.equal(result.motif[seen], logits[seen].argmax(1))
+    assert result.motif[200] == UNKNOWN
+    torch.testing.assert_close(result.motif_probability[seen].sum(1), torch.ones(201))
+    assert result.particles is None
+    assert (result.particle == UNKNOWN).all()
+
+
+def test_the_order_of_rows_and_the_company_change_nothing(model, make_cloud):
+    event, order = make_cloud(300), torch.randperm(300, generator=torch.Generator().manual_seed(1))
+    names = ("position", "energy", "motif", "species", "particle", "interaction")
+    other = Event(*(getattr(event, name)[order] for name in names))
+    alone = model.semantic(event)
+    assert torch.equal(model.semantic(other), alone[order])
+    assert torch.equal(model.semantic([make_cloud(50), event])[1], alone)
+
+
+@pytest.mark.parametrize(
+    ("voxel", "energy", "status", "seen"),
+    [
+        ([], [], Status.EMPTY, 0),
+        ([[5, 5, 5]], [1.0], Status.TOO_SMALL, 1),
+        ([[5, 5, 5], [6, 5, 5]], [1.0, 0.13], Status.TOO_SMALL, 1),  # 0.13 is not above 0.13
+        ([[5, 5, 5], [5, 5, 5]], [1.0, 1.0], Status.TOO_SMALL, 2),
+        ([[5, 5, 5], [6, 5, 5]], [0.05, 0.05], Status.TOO_SMALL, 0),
+        ([[5, 5, 5], [700, 5, 5]], [1.0, 1.0], Status.OK, 2),
+    ],
+)
+def test_small_events(model, voxel, energy, status, seen):
+    result = model.reconstruct(Event.from_arrays(voxel, energy))
+    assert result.status == status
+    assert (result.motif != UNKNOWN).sum() == seen
+
+
+@pytest.mark.parametrize(
+    ("position", "energy"),
+    [([1, 2, 3], float("nan")), ([1, 2, 3], -1.0), ([1.5, 2, 3], 1.0), ([1, 2, 768], 1.0), ([1, 2, float("inf")], 1.0)],
+)
+def test_bad_input_is_a_status_and_for_numbers_an_error(model, position, energy):
+    none = torch.full((1,), UNKNOWN)
+    event = Event(torch.tensor([position]).float(), torch.tensor([energy]), none, none, none, none)
+    result = model.reconstruct(event)
+    assert result.status == Status.BAD_INPUT
+    assert "row 0" in result.reason
+    with pytest.raises(ValueError, match="row 0"):
+        model.semantic(event)
+
+
+def test_heads_that_are_not_there(model, tmp_path, make_cloud):
+    with pytest.raises(ValueError, match="bundle bundle has no particle head"):
+        model.instances(make_cloud(5), "particle")
+    with pytest.raises(ValueError, match="'muon' are not known"):
+        model.instances(make_cloud(5), "muon")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for what is missing")
+def test_a_device_that_is_not_there(tmp_path, model):
+    with pytest.raises(ValueError, match="no CUDA device here"):
+        larpanda.load(tmp_path / "bundle", device="cuda")
+
+
+def test_the_reference_file(model, tmp_path):
+    """20 events of Geant4: as many rows as the file has events and points, in order, and all of the energy."""
+    (report,) = reconstruct_files([str(GEANT4)], tmp_path / "out", model)
+    assert report.statuses == ((Status.OK, 20),)
+    events = pq.read_table(tmp_path / "out" / "geant4_20_v3extra_events.parquet")
+    voxels = pq.read_table(tmp_path / "out" / "geant4_20_v3extra_voxels.parquet")
+    with h5py.File(GEANT4) as file:
+        points = [row.reshape(-1, 8) for row in file["point"][:]]
+    assert events["entry"].to_pylist() == list(range(20))
+    assert events["n_voxels"].to_pylist() == [len(p) for p in points]
+    everything = np.concatenate(points)
+    assert len(voxels) == len(everything)
+    assert voxels["entry"].to_pylist() == np.repeat(np.arange(20), [len(p) for p in points]).tolist()
+    total = everything[:, 3].sum(dtype=np.float64)
+    assert np.sum(events["energy_mev"].to_numpy()) == pytest.approx(total, rel=1e-6)
+    assert voxels["energy_mev"].to_numpy().sum(dtype=np.float64) == pytest.approx(total, rel=1e-6)
+    assert np.allclose(voxels["x"].to_numpy(), (everything[:, 0] + 0.5) * 0.3)
+    below = voxels["below_threshold"].to_numpy()
+    assert np.array_equal(below, everything[:, 3] <= 0.13)
+    assert np.array_equal(voxels["motif"].to_numpy() == -1, below)
+
+
+def write_file(path, points):
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("point", (len(points),), h5py.vlen_dtype(np.float32))
+        for i, rows in enumerate(points):
+            data[i] = np.ravel(rows).astype(np.float32)
+
+
+def row(x, y, z, energy):
+    return [x, y, z, energy, energy, 0, 0, 0]
+
+
+def test_a_file_with_everything_in_it(model, tmp_path):
+    """Bad rows get their status; good ones beside them are as they are alone."""
+    good = [row(10 + i, 20, 30, 1.0) for i in range(40)]
+    contents = {
+        "ok": good,
+        "empty": [],
+        "too_small": [row(1, 2, 3, 1.0)],
+        "bad_input": [row(1, 2, 3, float("nan")), row(2, 2, 3, 1.0)],
+    }
+    write_file(tmp_path / "mixed.h5", [*contents.values(), [1.0, 2.0, 3.0], good])
+    (report,) = reconstruct_files([str(tmp_path / "mixed.h5")], tmp_path / "out", model)
+    assert report.n_events == 6
+    events = pq.read_table(tmp_path / "out/mixed_events.parquet").to_pylist()
+    assert [e["status"] for e in events] == [*contents, "bad_input", "ok"]
+    assert [e["n_voxels"] for e in events] == [40, 0, 1, 2, None, 40]
+    assert "mixed.h5: event 4: 'point'" in events[4]["reason"].replace(str(tmp_path), "")
+    assert str(tmp_path) not in json.dumps(events)
+    voxels = pq.read_table(tmp_path / "out/mixed_voxels.parquet").to_pylist()
+    assert len(voxels) == 40 + 1 + 2 + 40
+    first, last = (
+        [(v["x"], v["motif"], v["motif_probability"]) for v in voxels if v["entry"] == entry] for entry in (0, 5)
+    )
+    assert first == last
+
+
+def test_same_input_same_bytes(model, tmp_path):
+    write_file(tmp_path / "a.h5", [[row(i, i, i, 0.5 + i) for i in range(30)]])
+    for out in ("first", "second"):
+        reconstruct_files([str(tmp_path / "a.h5")], tmp_path / out, model)
+    for name in ("a_events.parquet", "a_voxels.parquet"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
+def test_a_file_that_cannot_be_read_does_not_stop_the_others(model, tmp_path):
+    (tmp_path / "text.h5").write_text("not an event\n")
+    write_file(tmp_path / "good.h5", [[row(1, 2, 3, 1.0), row(1, 2, 4, 1.0)]])
+    reports = reconstruct_files([str(tmp_path / n) for n in ("text.h5", "good.h5")], tmp_path / "out", model)
+    assert "text.h5" in reports[0].error
+    assert reports[1].n_events == 1
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["good_events.parquet", "good_voxels.parquet"]
+
+
+def test_two_files_of_one_name_are_refused_before_anything_is_written(model, tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        write_file(tmp_path / folder / "x.h5", [[]])
+    with pytest.raises(ValueError, match=r"both write x_events\.parquet"):
+        reconstruct_files([str(tmp_path / f / "x.h5") for f in "ab"], tmp_path / "out", model)
+    assert not (tmp_path / "out").exists()
+
+
+def test_selected_events_keep_their_entry(model, tmp_path):
+    reconstruct_files([str(GEANT4)], tmp_path / "out", model, select=lambda n: [3, 7])
+    assert pq.read_table(tmp_path / "out/geant4_20_v3extra_events.parquet")["entry"].to_pylist() == [3, 7]
