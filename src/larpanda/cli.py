@@ -50,7 +50,7 @@ def reconstruct(arguments: argparse.Namespace) -> int:
 
     model = load(arguments.model, arguments.device)
     reports = reconstruct_files(
-        [path for source in arguments.files for path in event_files(source)],
+        [str(path) for source in arguments.files for path in event_files(source)],
         arguments.out,
         model,
         select=lambda n: _entries(arguments.events, n),

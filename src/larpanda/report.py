@@ -108,7 +108,9 @@ def write_report(out: Path, result: Evaluation, model: Reconstructor, sources: S
     accuracy = [np.trace(t) / max(t.sum(), 1) for t in result.tables]
     worst = [result.entries[i] for i in np.argsort(accuracy, kind="stable")[:WORST]]
     pairs = [(event, model.reconstruct(event)) for event in (result.events[i] for i in worst)]
-    publish_text(out / "events.html", page(pairs, f"The {len(worst)} events of lowest accuracy", summary(result, model)))
+    publish_text(
+        out / "events.html", page(pairs, f"The {len(worst)} events of lowest accuracy", summary(result, model))
+    )
     figures = bars_svg(scores.f1.tolist(), scores.f1_low.tolist(), scores.f1_high.tolist(), names)
     body = _REPORT.format(
         title=html.escape(f"{model.name} on {', '.join(map(str, metrics['data']))}"),  # type: ignore[call-overload]

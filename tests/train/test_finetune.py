@@ -30,7 +30,7 @@ def weights(bundle):
     return (bundle / "model.safetensors").read_bytes()
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -46,7 +46,7 @@ class Trap(list):
             return Trap(super().__getitem__(index), self.reads) if index.stop else super().__getitem__(index)
         self.reads -= 1
         if self.reads < 0:
-            raise Killed
+            raise KilledError
         return super().__getitem__(index)
 
 
@@ -64,7 +64,7 @@ def test_same_seed_same_bytes_and_another_seed_others(events, tiny_run, tmp_path
 @pytest.mark.parametrize("reads", [2 + 5, 2 + 10, 2 + 13])
 def test_a_killed_run_ends_as_if_it_had_not_been(events, tiny_run, tmp_path, reads):
     whole = run(events, tiny_run, tmp_path / "whole")
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run(Trap(events, reads), tiny_run, tmp_path / "killed")
     resumed = run(events, tiny_run, tmp_path / "killed")
     assert weights(resumed) == weights(whole)

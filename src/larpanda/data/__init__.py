@@ -160,7 +160,7 @@ def open_events(
         else:
             from larpanda.data.pilarnet import EventFile
 
-            paths = _files(os.fspath(one))
+            paths = event_files(os.fspath(one))
             parts += [EventFile(p, truth=truth, energy_scale=energy_scale, voxel_mm=voxel_mm) for p in paths]
     return Events(parts)
 
@@ -216,8 +216,13 @@ def _not_empty(events: Sequence[Event]) -> Iterator[Event]:
             yield event
 
 
-def _files(source: str) -> list[Path]:
-    """The files of events that a name stands for, sorted."""
+def event_files(source: str) -> list[Path]:
+    """The files of events that a file, folder or glob stands for, sorted.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: a file whose name does not tell that it holds events.
+    """
     from larpanda.data.rows import SUFFIXES
 
     path = Path(source)
@@ -234,7 +239,7 @@ def _files(source: str) -> list[Path]:
     if any(character in source for character in "*?["):
         matches = [Path(match) for match in sorted(glob.glob(source, recursive=True))]
         files = [p for p in matches if p.suffix.lower() in SUFFIXES and p.is_file()]
-        folders = [file for p in matches if p.is_dir() for file in _files(str(p))]
+        folders = [file for p in matches if p.is_dir() for file in event_files(str(p))]
         if not (found := sorted({*files, *folders})):
             raise FileNotFoundError(f"{source}: no file of events matches; expected names that end in {kinds}")
         return found

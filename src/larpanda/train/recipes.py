@@ -56,7 +56,7 @@ def nano_semantic() -> FinetuneConfig:
             EncoderConfig((16, 32, 64, 96, 128), (1, 1, 1, 2, 1), window=128, layer_scale=0.1, drop_path=0.0),
             SemanticConfig(DecoderConfig((16, 32, 48, 64), (1, 1, 1, 1))),
         ),
-        steps=3200,
+        steps=2200,
         batch_events=8,
         optim=OptimConfig(lr=3e-3),
         augmentation=Augmentation(charge_scale=0.05, charge_jitter=0.05),

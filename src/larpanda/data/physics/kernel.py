@@ -7,7 +7,7 @@ half a minute of one core.
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import numba
 import numpy as np
@@ -34,8 +34,7 @@ def kernel(function: Function) -> Function:
     what the function calls from other files. So the name under which it is kept has a stamp of all files.
     """
     function.__qualname__ = f"{function.__qualname__}_{_STAMP}"
-    compiled: Function = numba.njit(cache=True)(function)
-    return compiled
+    return cast(Function, numba.njit(cache=True)(function))
 
 
 class Particle(NamedTuple):
@@ -53,7 +52,7 @@ class Particle(NamedTuple):
 class Ledger(NamedTuple):
     """What has happened so far in an event. Row t of the track arrays is track id t; row 0 is nobody."""
 
-    count: Ints  # [2] number of deposits, number of track rows
+    used: Ints  # [2] number of deposits, number of track rows
     waiting: Ints  # [6] the five queues of `transport`: the last track of each, 0 for none; then the one being emptied
     below: Ints  # [T] the track that waits behind this one, 0 for none
     place: Floats  # [D, 3] mm, middle of the step
@@ -68,8 +67,8 @@ class Ledger(NamedTuple):
 @kernel
 def add_track(ledger: Ledger, parent: int, pdg: int, process: int, particle: Particle) -> None:
     """Give birth to a track."""
-    row = ledger.count[1]
-    ledger.count[1] = row + 1
+    row = ledger.used[1]
+    ledger.used[1] = row + 1
     ledger.parent[row] = parent
     ledger.pdg[row] = pdg
     ledger.process[row] = process
@@ -82,8 +81,8 @@ def add_deposit(ledger: Ledger, half: Floats, track: int, energy: float, x: floa
     """Record an energy deposit, if it lies in the active volume of half-widths `half` (mm)."""
     if energy <= 0.0 or abs(x) >= half[0] or abs(y) >= half[1] or abs(z) >= half[2]:
         return
-    row = ledger.count[0]
-    ledger.count[0] = row + 1
+    row = ledger.used[0]
+    ledger.used[0] = row + 1
     ledger.place[row, 0] = x
     ledger.place[row, 1] = y
     ledger.place[row, 2] = z

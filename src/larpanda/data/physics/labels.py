@@ -25,7 +25,6 @@ import numpy as np
 
 from larpanda.data.physics.image import Image
 from larpanda.data.physics.kernel import (
-    COMPTON,
     CONVERSION,
     DECAY,
     IONISATION,
@@ -231,9 +230,9 @@ def _nearby_relative(groups: _Groups, start: Ints, other: Ints, track: int) -> i
     while member >= 0:
         for i in range(start[member], start[member + 1]):
             near = groups.host[other[i]]
-            if near > track and (best == 0 or near < best) and groups.motif[near] == SHOWER:
-                if _related(groups, track, near):
-                    best = near
+            younger = near > track and (best == 0 or near < best)
+            if younger and groups.motif[near] == SHOWER and _related(groups, track, near):
+                best = near
         member = groups.following[member]
     return best
 

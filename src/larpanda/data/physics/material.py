@@ -119,7 +119,7 @@ def ranges(loss: Floats) -> Floats:
     integrand = energy / loss  # dT / S = (T / S) d ln T
     step = np.log(energy[1] / energy[0])
     inner = np.cumsum((integrand[1:] + integrand[:-1]) / 2 * step)
-    return np.concatenate([[0.0], inner]) + energy[0] / loss[0]
+    return np.asarray(np.concatenate([[0.0], inner]) + energy[0] / loss[0])
 
 
 @functools.cache

@@ -260,7 +260,7 @@ def _compton_share(k: float, rng: np.random.Generator) -> float:
             e = np.sqrt(lowest * lowest + (1.0 - lowest * lowest) * rng.random())
         t = ELECTRON_MASS * (1.0 - e) / (k * e)
         if rng.random() < 1.0 - e * t * (2.0 - t) / (1.0 + e * e):
-            return e
+            return float(e)
 
 
 @kernel

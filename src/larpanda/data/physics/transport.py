@@ -84,10 +84,10 @@ def simulate(
     ledger = _empty(3 * ROOM_DEPOSITS, 3 * ROOM_TRACKS)
     for p in primaries:
         add_track(ledger, 0, p.pdg, PRIMARY, Particle(p.energy_mev, *p.position_mm, *p.direction))
-        _wait(ledger, int(ledger.count[1]) - 1)
+        _wait(ledger, int(ledger.used[1]) - 1)
     while not _follow(ledger, half, world, stopping_tables(), radiation_tables(), rng):
         ledger = _larger(ledger)
-    deposits, tracks = ledger.count
+    deposits, tracks = ledger.used
     return Truth(
         primaries,
         ledger.place[:deposits].copy(),
@@ -157,7 +157,7 @@ def _follow(
     """Follow the tracks that wait, and those they make. False: stopped for want of room, to be called again."""
     empty = 0
     while empty < 5:
-        if len(ledger.deposit) - ledger.count[0] < ROOM_DEPOSITS or len(ledger.pdg) - ledger.count[1] < ROOM_TRACKS:
+        if len(ledger.deposit) - ledger.used[0] < ROOM_DEPOSITS or len(ledger.pdg) - ledger.used[1] < ROOM_TRACKS:
             return False
         line = ledger.waiting[5]
         track = ledger.waiting[line]
@@ -167,7 +167,7 @@ def _follow(
             continue
         empty = 0
         ledger.waiting[line] = ledger.below[track]
-        before = ledger.count[1]
+        before = ledger.used[1]
         kind = abs(ledger.pdg[track])
         if kind == 11:
             electron(ledger, stopping, radiation, half, world, track, rng)
@@ -179,7 +179,7 @@ def _follow(
             neutral_pion(ledger, track, rng)
         else:
             heavy(ledger, stopping, half, world, track, rng)
-        for child in range(before, ledger.count[1]):
+        for child in range(before, ledger.used[1]):
             _wait(ledger, child)
     return True
 
