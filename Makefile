@@ -4,7 +4,6 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-export OMP_NUM_THREADS ?= 2
 
 .PHONY: demo test check test-slow bench docs clean
 

@@ -106,9 +106,8 @@ def main():
         a, b = (1e3 * statistics.median(rows[name]) for name in (ours, peer))
         print(f"| {ours} | {a:.2f} | {peer} | {b:.2f} | {b / a:.2f} |")
     took, rate, peak = (statistics.median(column) for column in zip(*((t, r, p) for r, p, t in rates), strict=True))
-    print(
-        f"| encoder of 91 M, whole event | {1e3 * took:.0f} | matrix product 1024^3 | | {rate / peak:.2f} of its speed |"
-    )
+    share = f"{rate / peak:.2f} of its speed"
+    print(f"| encoder of 91 M, whole event | {1e3 * took:.0f} | matrix product 1024^3 | | {share} |")
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def test_show(tmp_path, small, capsys):
         (["reconstruct", "small.h5", "--out", "out", "--events", "first"], "expected numbers and ranges"),
         (["reconstruct", "small.h5", "--out", "small.h5"], r"small\.h5"),
         (["reconstruct", "small.h5"], "required: --out"),
-        (["reconstruct", "small.h5", "--out", "out", "--energy-scale", "-1"], "energy_scale is -1"),
+        (["reconstruct", "small.h5", "--out", "out", "--energy-scale", "-1"], "-1 is not a positive number"),
         (["evaluate", "nano", "generate:jupiter", "--out", "out"], "jupiter"),
         (["evaluate", "nano", "bare.h5", "--out", "out"], "no event with truth"),
         (["view", "text.h5"], r"text\.h5"),

@@ -4,12 +4,16 @@ Results go to stdout, progress to stderr. Exit 0: done; 2: the caller's mistake,
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import larpanda
+
+if TYPE_CHECKING:
+    from larpanda.reconstruct import Reconstructor
 
 
 Item = TypeVar("Item")
@@ -46,9 +50,9 @@ def generate(arguments: argparse.Namespace) -> int:
 def reconstruct(arguments: argparse.Namespace) -> int:
     """Reconstruct files into tables."""
     from larpanda.data import event_files, median_energy_warning, open_events
-    from larpanda.reconstruct import load, reconstruct_files
+    from larpanda.reconstruct import reconstruct_files
 
-    model = load(arguments.model, arguments.device)
+    model = _load(arguments.model, arguments)
     reports = reconstruct_files(
         [str(path) for source in arguments.files for path in event_files(source)],
         arguments.out,
@@ -73,10 +77,9 @@ def reconstruct(arguments: argparse.Namespace) -> int:
 def evaluate(arguments: argparse.Namespace) -> int:
     """Compare a model with the truth in files."""
     from larpanda.data import median_energy_warning, open_events
-    from larpanda.reconstruct import load
     from larpanda.report import evaluate_events, table, write_report
 
-    model = load(arguments.bundle, arguments.device)
+    model = _load(arguments.bundle, arguments)
     source = open_events(arguments.data, energy_scale=arguments.energy_scale, voxel_mm=arguments.voxel_mm)
     if warning := median_energy_warning(source):
         print(f"larpanda evaluate: warning: {warning}", file=sys.stderr)
@@ -95,9 +98,8 @@ def view(arguments: argparse.Namespace) -> int:
     from larpanda.data import open_events
     from larpanda.display.scene import page, picture
     from larpanda.publish import publish_text
-    from larpanda.reconstruct import load
 
-    model = None if arguments.model == "none" else load(arguments.model, arguments.device)
+    model = None if arguments.model == "none" else _load(arguments.model, arguments)
     source = open_events(arguments.file, energy_scale=arguments.energy_scale, voxel_mm=arguments.voxel_mm)
     spec = arguments.events if arguments.event is None else str(arguments.event)
     entries = _entries(spec, len(source))
@@ -160,13 +162,13 @@ def demo(arguments: argparse.Namespace) -> int:
     from larpanda.data.generate import generate
     from larpanda.display.scene import page
     from larpanda.publish import publish_text
-    from larpanda.reconstruct import load, reconstruct_files
+    from larpanda.reconstruct import reconstruct_files
     from larpanda.report import evaluate_events, summary, table, write_report
 
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     seed = DEMO_SEED if arguments.seed is None else arguments.seed
-    model = load("nano", arguments.device)
+    model = _load("nano", arguments)
     file = out / "events.h5"
     write_events(file, _progress(generate(DEMO_EVENTS, seed=seed), DEMO_EVENTS, "generate", arguments))
     reconstruct_files(
@@ -183,6 +185,15 @@ def demo(arguments: argparse.Namespace) -> int:
     print(f"numbers: {out / 'evaluation' / 'metrics.json'}")
     print(f"open in a browser: {where.resolve()}")
     return 0
+
+
+def _load(bundle: str, arguments: argparse.Namespace) -> "Reconstructor":
+    from larpanda.parallel import limit_threads
+    from larpanda.reconstruct import load
+
+    model = load(bundle, arguments.device)
+    limit_threads(sum(parameter.numel() for parameter in model.model.parameters()))
+    return model
 
 
 class _Parser(argparse.ArgumentParser):
@@ -213,8 +224,8 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="where to compute (auto)")
 
     def reading(one: argparse.ArgumentParser) -> None:
-        one.add_argument("--energy-scale", type=float, default=1.0, help="MeV per unit of the file's values (1)")
-        one.add_argument("--voxel-mm", type=float, default=3.0, help="voxel pitch of the file (3)")
+        one.add_argument("--energy-scale", type=_positive, default=1.0, help="MeV per unit of the file's values (1)")
+        one.add_argument("--voxel-mm", type=_positive, default=3.0, help="voxel pitch of the file (3)")
 
     def selection(one: argparse.ArgumentParser) -> None:
         one.add_argument("--events", metavar="SPEC", help="which events, e.g. 10:20,37 (all)")
@@ -289,6 +300,13 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         print(self.text)
         parser.exit()
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
 
 
 def _entries(spec: str | None, n: int) -> list[int]:

@@ -83,6 +83,7 @@ def save_bundle(folder: Path, model: Model, provenance: Mapping[str, Any], card:
     (part / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (part / "README.md").write_text(card)
     for path in part.iterdir():
+        path.chmod(0o644)  # safetensors makes files that nobody else may read
         sync(path)
     part.rename(folder)
     sync(folder.parent)

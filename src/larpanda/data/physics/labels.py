@@ -88,7 +88,8 @@ def label(truth: Truth, image: Image) -> Labels:
     _join_nearest(groups, CONVERTED)  # rule 4
     start, other = neighbours(key, group, n)
     _join_showers(groups, size, start, other)  # rules 5 and 6
-    _join_deltas(groups, key, group)  # rule 7
+    entry = np.argsort(group, kind="stable")
+    _join_deltas(groups, key, group, entry, np.searchsorted(group[entry], np.arange(n + 1)))  # rule 7
     _join_touching(groups, start, other)  # rule 8
     return _voxels(groups, key, groups.host[group], energy)
 
@@ -265,33 +266,38 @@ def _related(groups: _Groups, a: int, b: int) -> bool:
 
 
 @kernel
-def _join_deltas(groups: _Groups, key: Ints, group: Ints) -> None:
-    """Rule 7, older delta rays first."""
+def _join_deltas(groups: _Groups, key: Ints, group: Ints, entry: Ints, first: Ints) -> None:
+    """Rule 7, older delta rays first. Track t had energy in the voxels key[entry[first[t]:first[t + 1]]] (rule 3)."""
     for track in range(1, len(groups.host)):
         if groups.host[track] != track or groups.motif[track] != DELTA:
             continue
         to = groups.parent[track]
-        if to > 0 and groups.host[to] == to and _voxels_outside(groups, key, group, track, to) < MIN_VOXELS:
+        if to == 0 or groups.host[to] != to:
+            continue
+        own = 0
+        member = track
+        while member >= 0:
+            for i in entry[first[member] : first[member + 1]]:
+                own += _is_own(groups, key, group, i, to)
+            member = groups.following[member]
+        if own < MIN_VOXELS:
             _join(groups, to, track)
 
 
 @kernel
-def _voxels_outside(groups: _Groups, key: Ints, group: Ints, track: int, to: int) -> int:
-    """The number of voxels of one group that are not also in another."""
-    count = 0
-    i = 0
-    while i < len(key):
-        mine, theirs = False, False
-        j = i
-        while j < len(key) and key[j] == key[i]:
-            host = groups.host[group[j]]
-            mine = mine or host == track
-            theirs = theirs or host == to
-            j += 1
-        if mine and not theirs:
-            count += 1
-        i = j
-    return count
+def _is_own(groups: _Groups, key: Ints, group: Ints, i: int, other: int) -> bool:
+    """True for the first entry of a group in a voxel, if the other group has nothing there."""
+    host = groups.host[group[i]]
+    j = i
+    while j > 0 and key[j - 1] == key[i]:
+        j -= 1
+        if groups.host[group[j]] == host:
+            return False
+    while j < len(key) and key[j] == key[i]:
+        if groups.host[group[j]] == other:
+            return False
+        j += 1
+    return True
 
 
 def _voxels(groups: _Groups, key: Ints, group: Ints, energy: Floats) -> Labels:
