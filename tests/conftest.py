@@ -1,16 +1,16 @@
 """Small events and models that many tests share. The events are not physics: blobs and lines with random labels."""
 
-import os
-
+import hypothesis
 import numpy as np
 import pytest
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from larpanda.event import Event, Motif
 from larpanda.model.backbone import DecoderConfig, EncoderConfig
 from larpanda.model.bundle import Model, ModelConfig
 from larpanda.model.semantic import SemanticConfig
+
+hypothesis.settings.register_profile("no test asserts a time", deadline=None)
+hypothesis.settings.load_profile("no test asserts a time")
 
 TINY_ENCODER = EncoderConfig((16, 16, 32), (2, 1, 1), window=32, layer_scale=0.5, drop_path=0.3)
 TINY_DECODER = DecoderConfig((16, 16), (1, 1))

@@ -14,7 +14,6 @@ from larpanda.data.physics.kernel import (
     HADRONIC,
     IONISATION,
     KNOCK_ON,
-    NUCLEUS,
     PHOTO_ELECTRIC,
     PRIMARY,
 )
@@ -27,17 +26,17 @@ SHOWER, TRACK, MICHEL, DELTA, LED = Motif
 AROUND = np.array(list(itertools.product((-1, 0, 1), repeat=3)))
 
 
-def event(*tracks):
-    """An event of tracks (parent, PDG code, process, voxels, MeV a voxel), numbered from 1."""
+def event(*tracks, recoil=()):
+    """An event of tracks (parent, PDG code, process, voxels, MeV a voxel), numbered from 1, and 0.2 MeV of recoils."""
     parent, pdg, process, cells, energies = zip(*tracks, strict=True)
     primaries = tuple(
         Primary(i, p, 100.0, (0.0, 0.0, 0.0), (0.0, 0.0, 1.0))
         for i, p in enumerate(pdg[t] for t in range(len(pdg)) if parent[t] == 0)
     )
     owner = np.repeat(np.arange(1, len(tracks) + 1), [len(c) for c in cells])
-    owner[np.abs(np.array(pdg))[owner - 1] >= NUCLEUS] = 0
-    energy = np.repeat(np.array(energies, float), [len(c) for c in cells])
-    cell = np.concatenate([np.reshape(c, (-1, 3)) for c in cells]).astype(np.int64)
+    owner = np.append(owner, np.zeros(len(recoil), np.int64))
+    energy = np.append(np.repeat(np.array(energies, float), [len(c) for c in cells]), np.full(len(recoil), 0.2))
+    cell = np.concatenate([np.reshape(c, (-1, 3)) for c in (*cells, recoil)]).astype(np.int64)
     first = np.zeros(1, np.int64)
     truth = Truth(
         primaries, 3.0 * cell, energy, owner,
@@ -163,15 +162,16 @@ def test_9_a_short_proton_is_low_energy(n, expected):
 
 
 def test_10_neutrons_and_nuclei_are_low_energy_and_energies_add_up():
-    recoil = line(12, x=101)
-    truth, image = event(MUON, (0, 2112, PRIMARY, line(15, x=120), 0.3), (2, NUCLEUS + 10020, HADRONIC, recoil, 0.2),
-                         (2, 2212, HADRONIC, recoil, 0.3))  # fmt: skip
+    cells = line(12, x=101)
+    neutron, proton = (0, 2112, PRIMARY, line(15, x=120), 0.3), (2, 2212, HADRONIC, cells, 0.3)
+    truth, image = event(MUON, neutron, proton, recoil=np.concatenate([cells, line(15, x=140)]))
     labels = label(truth, image)
     assert labels.energy.sum() == pytest.approx(truth.deposit.sum())
-    cells = {tuple(c): k for k, c in enumerate(cell_of(labels.key).tolist())}
-    assert labels.energy[cells[101, 100, 100]] == pytest.approx(0.5)
-    assert labels.motif[labels.cluster[cells[101, 100, 100]]] == TRACK
-    assert labels.motif[labels.cluster[cells[120, 100, 100]]] == LED
+    at = {tuple(c): k for k, c in enumerate(cell_of(labels.key).tolist())}
+    assert labels.energy[at[101, 100, 100]] == pytest.approx(0.5)
+    assert labels.motif[labels.cluster[at[101, 100, 100]]] == TRACK
+    assert labels.motif[labels.cluster[at[120, 100, 100]]] == LED
+    assert labels.motif[labels.cluster[at[140, 100, 100]]] == LED
 
 
 def test_a_voxel_of_several_goes_to_track_then_michel_then_shower():
@@ -208,16 +208,13 @@ class Plain:
     def birth(self, t):
         pdg, process = abs(self.truth.pdg[t]), self.truth.process[t]
         if pdg != 11:
-            return {22: SHOWER, 2112: LED}.get(int(pdg), LED if t == 0 or pdg >= NUCLEUS else TRACK)
+            return {22: SHOWER, 2112: LED}.get(int(pdg), TRACK if t else LED)
         if process == DECAY:
             return MICHEL if abs(self.truth.pdg[self.truth.parent[t]]) == 13 else SHOWER
         return {PRIMARY: SHOWER, KNOCK_ON: DELTA, CONVERSION: SHOWER}.get(int(process), LED)
 
-    def followed(self, t):
-        return t > 0 and abs(self.truth.pdg[t]) < NUCLEUS
-
     def whole(self, t):
-        return self.followed(t) and self.joined[t] == t
+        return self.joined[t] == t
 
     def host(self, t):
         while self.joined[t] != t:
@@ -244,11 +241,9 @@ class Plain:
         a, b = sorted((self.cells[a], self.cells[b]), key=len)
         return bool(a) and not b.keys().isdisjoint((np.array(list(a))[:, None] + self.step).ravel().tolist())
 
-    def to_nearest(self, process):
+    def to_parent(self, process):
         for t in self.all(process=process):
-            ancestor = next((a for a in self.ancestors(t) if self.followed(a)), None)
-            if ancestor:
-                self.join(self.host(ancestor), t)
+            self.join(self.host(int(self.truth.parent[t])), t)
 
     def low_energy(self):
         again = True
@@ -270,7 +265,7 @@ class Plain:
         return result
 
     def run(self):
-        self.to_nearest(IONISATION)
+        self.to_parent(IONISATION)
         self.low_energy()
         for t, cells in enumerate(self.cells):
             self.cells[t] = {k: e for k, e in cells.items() if e >= 0.01}
@@ -278,13 +273,13 @@ class Plain:
             rare = self.truth.process[t] not in (IONISATION, PHOTO_ELECTRIC) and abs(self.truth.pdg[t]) == 11
             if rare and len(self.cells[t]) > 10:
                 self.motif[t] = SHOWER
-        self.to_nearest(CONVERSION)
+        self.to_parent(CONVERSION)
         again = True
         while again:
             again = False
             for t in self.all(SHOWER):
                 to = self.host(int(self.truth.parent[t]))
-                if self.followed(to) and to != t and self.motif[to] in (SHOWER, DELTA, MICHEL) and self.touch(to, t):
+                if to not in (0, t) and self.motif[to] in (SHOWER, DELTA, MICHEL) and self.touch(to, t):
                     self.join(to, t)
                     again = True
         again = True
@@ -298,7 +293,7 @@ class Plain:
                     break
         for t in self.all(DELTA):
             to = int(self.truth.parent[t])
-            if self.whole(to) and len(self.cells[t].keys() - self.cells[to].keys()) < 10:
+            if to and self.whole(to) and len(self.cells[t].keys() - self.cells[to].keys()) < 10:
                 self.join(to, t)
         self.low_energy()
         order = (TRACK, MICHEL, SHOWER, DELTA)

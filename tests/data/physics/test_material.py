@@ -49,7 +49,7 @@ def test_small_transfers_and_knock_ons_make_up_the_whole_loss(energy):
     largest = material.largest_transfer(np.array(energy), MUON_MASS)
     transfer = np.geomspace(material.DELTA_CUT, largest, 20001)
     spectrum = LOSS_CONSTANT / beta2 / transfer**2 * (1 - beta2 * transfer / largest)
-    carried = np.trapezoid(spectrum * transfer, transfer) if hasattr(np, "trapezoid") else np.nan
+    carried = ((spectrum * transfer)[1:] + (spectrum * transfer)[:-1]) @ np.diff(transfer) / 2
     restricted = material.bethe(np.array(energy), MUON_MASS, material.DELTA_CUT)
     assert restricted + carried == pytest.approx(material.bethe(np.array(energy), MUON_MASS), rel=1e-3)
 

@@ -21,7 +21,6 @@ Ints = npt.NDArray[np.int64]
 PRIMARY, KNOCK_ON, IONISATION, BREMSSTRAHLUNG, CONVERSION, COMPTON, PHOTO_ELECTRIC, ANNIHILATION, DECAY, HADRONIC = (
     range(10)
 )
-NUCLEUS = 1_000_000_000  # PDG codes of nuclei begin here
 
 _SOURCES = sorted(Path(__file__).parent.glob("*.py"))
 _STAMP = hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()[:12]

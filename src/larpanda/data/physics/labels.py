@@ -3,7 +3,7 @@
 The rules are those of LArSoft's Supera of 2020 (DeepLearnPhysics/Supera, SuperaMCParticleCluster), which labelled
 PILArNet-M. Every track of the simulation begins as a group of its own; then groups join:
 
-1. an electron knocked out by an electron joins its nearest ancestor;
+1. an electron knocked out by an electron joins it;
 2. a low-energy group joins the nearest of its ancestors that it touches;
 3. each group loses its voxels below 0.01 MeV; Compton (and rarer) electrons of more than 10 voxels become showers;
 4. the electron and positron of a conversion join their photon;
@@ -29,7 +29,6 @@ from larpanda.data.physics.kernel import (
     DECAY,
     IONISATION,
     KNOCK_ON,
-    NUCLEUS,
     PHOTO_ELECTRIC,
     PRIMARY,
     Floats,
@@ -43,7 +42,7 @@ from larpanda.event import MOTIF_PRIORITY, UNKNOWN, Motif
 MIN_VOXEL_MEV = 0.01
 MIN_VOXELS = 10
 SHOWER, TRACK, MICHEL, DELTA, LED = (int(motif) for motif in Motif)
-PLAIN, RARE, CONVERTED, KNOCKED, NOBODY = range(5)  # what a track was at birth, where a rule asks for it
+PLAIN, RARE, CONVERTED, KNOCKED = range(4)  # what a track was at birth, where a rule asks for it
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,7 +72,7 @@ def label(truth: Truth, image: Image) -> Labels:
     """Cluster the deposits inside the image. The result may be empty: no voxel above threshold."""
     groups = _first_groups(truth)
     n = len(groups.host)
-    _join_nearest(groups, KNOCKED)  # rule 1
+    _join_parents(groups, KNOCKED)  # rule 1
 
     owner, deposit = truth.owner[image.inside], truth.deposit[image.inside]
     key, group, energy = sum_up(image.key, groups.host[owner], deposit)
@@ -85,7 +84,7 @@ def label(truth: Truth, image: Image) -> Labels:
     size = np.bincount(group, minlength=n)
     groups.motif[(groups.host == np.arange(n)) & (groups.kind == RARE) & (size > MIN_VOXELS)] = SHOWER
 
-    _join_nearest(groups, CONVERTED)  # rule 4
+    _join_parents(groups, CONVERTED)  # rule 4
     start, other = neighbours(key, group, n)
     _join_showers(groups, size, start, other)  # rules 5 and 6
     entry = np.argsort(group, kind="stable")
@@ -121,9 +120,7 @@ def _first_groups(truth: Truth) -> _Groups:
         motif[electron & (process == made_by)] = its_motif
         kind[electron & (process == made_by)] = its_kind
     motif[electron & (process == DECAY) & (np.abs(pdg[parent]) == 13)] = MICHEL
-    nobody = np.abs(pdg) >= NUCLEUS  # recoils and ions are not followed: their deposits are LED
-    nobody[0] = True
-    motif[nobody], kind[nobody] = LED, NOBODY
+    motif[0] = LED  # nobody: recoiling nuclei and light ions
     return _Groups(parent, kind, motif, np.arange(n), np.full(n, -1), np.arange(n))
 
 
@@ -139,16 +136,11 @@ def _join(groups: _Groups, host: int, other: int) -> None:
 
 
 @kernel
-def _join_nearest(groups: _Groups, kind: int) -> None:
-    """Rules 1 and 4: groups of one kind join what their nearest ancestor is part of; older ones first."""
+def _join_parents(groups: _Groups, kind: int) -> None:
+    """Rules 1 and 4: groups of one kind join what their parent is part of; older ones first."""
     for track in range(1, len(groups.host)):
-        if groups.kind[track] != kind or groups.host[track] != track:
-            continue
-        ancestor = groups.parent[track]
-        while ancestor > 0 and groups.kind[ancestor] == NOBODY:
-            ancestor = groups.parent[ancestor]
-        if ancestor > 0:
-            _join(groups, groups.host[ancestor], track)
+        if groups.kind[track] == kind and groups.host[track] == track and groups.parent[track] > 0:
+            _join(groups, groups.host[groups.parent[track]], track)
 
 
 @kernel

@@ -25,12 +25,11 @@ PION_MASS = 139.57039
 PI_ZERO_MASS = 134.9768
 PROTON_MASS = 938.27209
 NEUTRON_MASS = 939.56542
-DEUTERON_MASS = 1875.61294
 
 DELTA_CUT = 0.35  # MeV: knock-on electrons above this are tracks of their own (0.7 mm of range in Geant4)
 
-ELECTRON, MUON, PION, PROTON, DEUTERON = range(5)  # rows of the tables below
-MASSES = np.array([ELECTRON_MASS, MUON_MASS, PION_MASS, PROTON_MASS, DEUTERON_MASS])
+ELECTRON, MUON, PION, PROTON = range(4)  # rows of the tables below
+MASSES = np.array([ELECTRON_MASS, MUON_MASS, PION_MASS, PROTON_MASS])
 
 LOWEST, HIGHEST, NODES = 1e-3, 2e4, 512  # MeV: the energies of the tables, evenly spaced in the logarithm
 
@@ -38,8 +37,8 @@ LOWEST, HIGHEST, NODES = 1e-3, 2e4, 512  # MeV: the energies of the tables, even
 class StoppingTables(NamedTuple):
     """Rows are the kinds of particle above, columns are the energies of `grid`."""
 
-    loss: Floats  # [5, NODES] MeV/mm, mean loss by transfers below DELTA_CUT
-    range_mm: Floats  # [5, NODES] mm, integral of 1 / loss
+    loss: Floats  # [4, NODES] MeV/mm, mean loss by transfers below DELTA_CUT
+    range_mm: Floats  # [4, NODES] mm, integral of 1 / loss
 
 
 def grid() -> Floats:

@@ -31,7 +31,6 @@ from larpanda.data.physics.kernel import (
 )
 from larpanda.data.physics.material import (
     DELTA_CUT,
-    DEUTERON,
     ELECTRON_MASS,
     LOSS_CONSTANT,
     MASSES,
@@ -188,18 +187,15 @@ def _follow(
 def heavy(
     ledger: Ledger, stopping: StoppingTables, half: Floats, world: Floats, track: int, rng: np.random.Generator
 ) -> None:
-    """Follow a muon, charged pion, proton or deuteron to its end."""
+    """Follow a muon, charged pion or proton to its end."""
     energy, x, y, z, ux, uy, uz = ledger.start[track]
     pdg = ledger.pdg[track]
-    owner = track
     if abs(pdg) == 13:
         kind, lifetime = MUON, MUON_CTAU_MM
     elif abs(pdg) == 211:
         kind, lifetime = PION, PION_CTAU_MM
-    elif pdg == 2212:
-        kind, lifetime = PROTON, np.inf
     else:
-        kind, lifetime, owner = DEUTERON, np.inf, 0
+        kind, lifetime = PROTON, np.inf
     mass = MASSES[kind]
     for _ in range(MAX_STEPS):
         if abs(x) > world[0] or abs(y) > world[1] or abs(z) > world[2]:
@@ -233,7 +229,7 @@ def heavy(
         dx = first * ux + (step - first) * vx
         dy = first * uy + (step - first) * vy
         dz = first * uz + (step - first) * vz
-        add_deposit(ledger, half, owner, loss, x + 0.5 * dx, y + 0.5 * dy, z + 0.5 * dz)
+        add_deposit(ledger, half, track, loss, x + 0.5 * dx, y + 0.5 * dy, z + 0.5 * dz)
         x, y, z, ux, uy, uz = x + dx, y + dy, z + dz, vx, vy, vz
         energy -= loss
         if not here or energy <= 0.01:
@@ -264,7 +260,7 @@ def heavy(
             cos = max(-1.0, 1.0 - t / (2.0 * momentum * momentum))
             ux, uy, uz = turn(ux, uy, uz, cos, 2.0 * np.pi * rng.random())
     if energy > 0.0:
-        add_deposit(ledger, half, owner, energy, x, y, z)
+        add_deposit(ledger, half, track, energy, x, y, z)
     if kind == MUON:
         muon_end(ledger, half, track, pdg, x, y, z, rng)
     elif kind == PION:
