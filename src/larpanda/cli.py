@@ -107,7 +107,8 @@ def view(arguments: argparse.Namespace) -> int:
         raise ValueError(f"{arguments.file}: no events to show")
     if arguments.png:
         event = source[entries[0]]
-        picture(event, model.reconstruct(event) if model else None, arguments.png, title=str(event.key))
+        title = f"{Path(arguments.file).name}: event {entries[0]}"
+        picture(event, model.reconstruct(event) if model else None, arguments.png, title)
         print(arguments.png)
         if arguments.out is None:
             return 0
