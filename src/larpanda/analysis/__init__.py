@@ -1,0 +1,1 @@
+"""What is measured on reconstructed events, and the tables it is written to."""

@@ -1,0 +1,1 @@
+"""Events and numbers to look at: pages, pictures, figures."""

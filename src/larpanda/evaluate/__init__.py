@@ -1,0 +1,1 @@
+"""Metrics: arrays in, numbers with a named convention out; no model."""

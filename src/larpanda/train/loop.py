@@ -10,6 +10,7 @@ import torch
 
 from larpanda.data.stream import Stream
 from larpanda.event import Event
+from larpanda.publish import publish_text
 from larpanda.train.checkpoint import resume, save_checkpoint
 from larpanda.train.optim import learning_rate, make_optimizer, set_learning_rate
 from larpanda.train.recipes import FinetuneConfig
@@ -82,7 +83,7 @@ def _forget_after(path: Path, step: int) -> None:
     """Drop the log of steps that will be taken again."""
     if path.exists():
         lines = [line for line in path.read_text().splitlines(keepends=True) if _step_of(line) <= step]
-        path.write_text("".join(lines))
+        publish_text(path, "".join(lines))
 
 
 def _step_of(line: str) -> float:
