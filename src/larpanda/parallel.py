@@ -23,8 +23,8 @@ def pick_device(name: str) -> torch.device:
 def limit_threads(n_weights: int) -> None:
     """Let a program that runs a small model use one thread, unless OMP_NUM_THREADS says otherwise.
 
-    The many small operations of an event gain little from a second thread (`nano`: 71 against 98 ms an event on two
-    quiet cores) and lose much when another process takes its core (670 ms): threads wait for each other at every one.
+    The many small operations of an event gain little from a second thread (`nano`: 75 against 93 ms an event on two
+    idle cores) and lose much when a process keeps one core busy (390 against 108 ms): threads wait for each other.
     """
     if n_weights < SMALL_MODEL and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)

@@ -104,13 +104,7 @@ def test_another_configuration_in_the_same_folder_is_refused(events, tiny_run, t
 
 
 def test_what_is_not_finite_is_not_stepped(events, tiny_run, tmp_path):
-    names = ("position", "energy", "motif", "species", "particle", "interaction")
-    poisoned = [Event(*(getattr(event, name) for name in names)) for event in events]
-    poisoned[0].position[0, 0] = 300
-
     class Poison:
-        model = None
-
         def __init__(self, task):
             self.task, self.model = task, task.model
 
