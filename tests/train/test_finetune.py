@@ -146,7 +146,7 @@ def test_a_run_goes_on_from_a_bundle(events, tiny_run, tmp_path):
 
 
 def test_it_learns(events, tiny_run, tmp_path):
-    """Eight events by heart: energies made to tell the motifs apart."""
+    """A few events whose energies tell the motifs apart."""
     easy = []
     for event in events:
         energy = 0.2 * 2.0 ** event.motif.float()
