@@ -39,9 +39,9 @@ def convolve_by_offset(x, kernel, neighbors):
 
 def attend_by_softmax(qkv, heads, cut):
     """The peer: explicit softmax on the same windows, as the released code does without flash attention."""
-    q, k, v = qkv[cut.row].view(cut.full, cut.size, 3, heads, -1).permute(2, 0, 3, 1, 4)
+    q, k, v = qkv[cut.row[0]].view(cut.full, cut.size, 3, heads, -1).permute(2, 0, 3, 1, 4)
     weight = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1), -1)
-    return (weight @ v).transpose(1, 2).reshape(cut.full * cut.size, -1)[cut.own]
+    return (weight @ v).transpose(1, 2).reshape(cut.full * cut.size, -1)[cut.own[0]]
 
 
 def neighbors_by_search(cell, event_id):
@@ -78,17 +78,17 @@ def main():
     encoder = Encoder(EncoderConfig())
     for event in events:
         batch = PointBatch.pack([event])
-        cells, _ = voxelize(batch.position, batch.start, CURVE_DEPTH, 1)
+        cells, _ = voxelize(batch.position, batch.start, CURVE_DEPTH)
         neighbors = neighbor_map(cells.cell, cells.event_id)
-        cut = windows(cells.start, cells.order[0], 256)
+        cut = windows(cells.start, cells.order, 256)
         x, qkv = torch.randn(len(cells.cell), channels), torch.randn(len(cells.cell), 3 * channels)
         dense = convolve_by_offset(x, kernel, neighbors)
         torch.testing.assert_close(convolve(x, kernel, neighbors), dense, rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(attend(qkv, 3, cut), attend_by_softmax(qkv, 3, cut), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(attend(qkv, 3, cut, 0), attend_by_softmax(qkv, 3, cut), rtol=1e-3, atol=1e-3)
         for name, *call in (
             ("convolution 48 -> 48", convolve, x, kernel, neighbors),
             ("one offset after the other", convolve_by_offset, x, kernel, neighbors),
-            ("attention, windows of 256, 3 heads", attend, qkv, 3, cut),
+            ("attention, windows of 256, 3 heads", attend, qkv, 3, cut, 0),
             ("explicit softmax", attend_by_softmax, qkv, 3, cut),
             ("kernel map", neighbor_map, cells.cell, cells.event_id),
             ("one search for each offset", neighbors_by_search, cells.cell, cells.event_id),

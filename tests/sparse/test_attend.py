@@ -23,20 +23,33 @@ def by_loop(qkv, start, order):
     return out.reshape(len(qkv), CHANNELS)
 
 
-@pytest.mark.parametrize("sizes", [[3, 8, 9, 17, 0, 24, 1], [30], [5, 2], [16, 8]])
-def test_equals_a_loop(sizes):
+def random_rows(sizes):
+    """Event starts, two orders of the rows, and queries, keys and values."""
     start = torch.tensor([0, *sizes]).cumsum(0)
     generator = torch.Generator().manual_seed(0)
-    order = torch.cat([a + torch.randperm(n, generator=generator) for a, n in zip(start, sizes, strict=False)])
+    spans = list(zip(start.tolist(), sizes, strict=False))
+    orders = [torch.cat([a + torch.randperm(n, generator=generator) for a, n in spans]) for _ in range(2)]
     qkv = torch.randn(sum(sizes), 3 * CHANNELS, generator=generator, dtype=torch.double, requires_grad=True)
-    weight = torch.randn(sum(sizes), CHANNELS, generator=generator, dtype=torch.double)
+    return start, torch.stack(orders), qkv
+
+
+@pytest.mark.parametrize("sizes", [[3, 8, 9, 17, 0, 24, 1], [30], [5, 2], [16, 8]])
+@pytest.mark.parametrize("order", [0, 1])
+def test_equals_a_loop(sizes, order):
+    start, orders, qkv = random_rows(sizes)
+    weight = torch.randn(sum(sizes), CHANNELS, generator=torch.Generator().manual_seed(1), dtype=torch.double)
     results = []
-    for y in (attend(qkv, HEADS, windows(start, order, SIZE)), by_loop(qkv, start, order)):
+    for y in (attend(qkv, HEADS, windows(start, orders, SIZE), order), by_loop(qkv, start, orders[order])):
         results.append((y, torch.autograd.grad((y * weight).sum(), qkv)[0]))
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
+def test_its_gradient():
+    start, orders, qkv = random_rows([3, 9, 16])
+    assert torch.autograd.gradcheck(lambda x: attend(x, HEADS, windows(start, orders, SIZE), 1), qkv)
+
+
 def test_no_rows():
-    none = torch.zeros(0, dtype=torch.long)
-    assert attend(torch.zeros(0, 18), HEADS, windows(torch.tensor([0, 0]), none, SIZE)).shape == (0, CHANNELS)
+    none = torch.zeros(2, 0, dtype=torch.long)
+    assert attend(torch.zeros(0, 18), HEADS, windows(torch.tensor([0, 0]), none, SIZE), 0).shape == (0, CHANNELS)

@@ -30,6 +30,15 @@ def test_equals_a_dense_convolution(make_cells, sizes, channels):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
+def test_its_gradient(make_cells):
+    cell, event = make_cells([12, 5], side=3)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(len(cell), 3, generator=generator, dtype=torch.double, requires_grad=True)
+    kernel = torch.randn(27, 3, 2, generator=generator, dtype=torch.double, requires_grad=True)
+    neighbors = neighbor_map(cell, event)
+    assert torch.autograd.gradcheck(lambda x, kernel: convolve(x, kernel, neighbors), (x, kernel))
+
+
 def test_no_cells():
     empty = torch.zeros(0, 3, dtype=torch.long)
     x, kernel = torch.zeros(0, 4, requires_grad=True), torch.ones(27, 4, 4, requires_grad=True)

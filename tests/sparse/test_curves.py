@@ -20,6 +20,10 @@ EXPECTED = {
 }
 
 
+def random_cells(depth, n):
+    return torch.randint(0, 2**depth, (n, 3), generator=torch.Generator().manual_seed(0))
+
+
 @pytest.mark.parametrize(("order", "depth"), EXPECTED)
 def test_codes_are_those_of_the_released_code(order, depth):
     row = ("hilbert", "hilbert-trans", "morton", "morton-trans").index(order)
@@ -36,11 +40,45 @@ def test_hilbert_visits_every_cell_once_and_steps_to_a_neighbour(depth):
     assert (cell[order].diff(dim=0).abs().sum(1) == 1).all()
 
 
-@pytest.mark.parametrize("curve", [hilbert_code, morton_code])
+def skilling(x, y, z, depth):
+    """The algorithm as published, on one cell, bit by bit."""
+    axes = [x, y, z]
+    for bit in range(depth - 1, -1, -1):
+        lower = (1 << bit) - 1
+        for k in range(3):
+            if axes[k] >> bit & 1:
+                axes[0] ^= lower
+            else:
+                exchanged = (axes[0] ^ axes[k]) & lower
+                axes[0] ^= exchanged
+                axes[k] ^= exchanged
+    gray = [axis >> bit & 1 for bit in range(depth - 1, -1, -1) for axis in axes]
+    code = parity = 0
+    for digit in gray:
+        parity ^= digit
+        code = code << 1 | parity
+    return code
+
+
+@pytest.mark.parametrize("depth", range(1, 17))
+def test_hilbert_codes_are_those_of_the_published_algorithm(depth):
+    cell = random_cells(depth, 100)
+    assert hilbert_code(cell, depth).tolist() == [skilling(*c, depth) for c in cell.tolist()]
+
+
 @pytest.mark.parametrize("depth", [2, 7, 11])
-def test_three_bits_less_is_the_code_of_the_wider_cell(curve, depth):
-    cell = torch.randint(0, 2**depth, (500, 3), generator=torch.Generator().manual_seed(0))
-    assert torch.equal(curve(cell, depth) >> 3, curve(cell >> 1, depth - 1))
+def test_three_bits_less_is_the_code_of_the_wider_cell(depth):
+    cell = random_cells(depth, 500)
+    assert torch.equal(hilbert_code(cell, depth) >> 3, hilbert_code(cell >> 1, depth - 1))
+    assert torch.equal(morton_code(cell) >> 3, morton_code(cell >> 1))
+
+
+def test_each_cell_can_have_a_curve_of_its_own_depth():
+    depths = torch.tensor([1, 2, 5, 9, 10, 11, 16])
+    cell = torch.cat([random_cells(int(depth), 50) for depth in depths])
+    turn = depths.repeat_interleave(50)
+    expected = [skilling(*c, d) for c, d in zip(cell.tolist(), turn.tolist(), strict=True)]
+    assert hilbert_code(cell, 16, turn).tolist() == expected
 
 
 def test_events_do_not_mix():

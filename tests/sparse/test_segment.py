@@ -13,14 +13,16 @@ def rows(n):
 
 
 def test_max_and_its_gradient():
-    assert torch.autograd.gradcheck(lambda x: max_runs(x, LENGTH), rows(15))
+    assert torch.autograd.gradcheck(lambda x: max_runs(x, LENGTH, RUN), rows(15))
     x = rows(15)
-    assert torch.equal(max_runs(x, LENGTH), torch.stack([part.max(0).values for part in x.split(LENGTH.tolist())]))
+    expected = torch.stack([part.max(0).values for part in x.split(LENGTH.tolist())])
+    assert torch.equal(max_runs(x, LENGTH, RUN), expected)
+    assert torch.equal(max_runs(x.detach(), LENGTH, RUN), expected)
 
 
 def test_of_equal_rows_one_takes_the_gradient():
     x = torch.ones(15, 3, requires_grad=True)
-    max_runs(x, LENGTH).sum().backward()
+    max_runs(x, LENGTH, RUN).sum().backward()
     assert sum_runs(x.grad, LENGTH).tolist() == [[1.0] * 3] * 4
     assert set(x.grad.flatten().tolist()) == {0.0, 1.0}
 
@@ -39,5 +41,5 @@ def test_take_rows_is_indexing():
 
 def test_nothing():
     none = torch.zeros(0, dtype=torch.long)
-    assert max_runs(torch.zeros(0, 3), none).shape == (0, 3)
+    assert max_runs(torch.zeros(0, 3), none, none).shape == (0, 3)
     assert take_rows(torch.zeros(0, 3), none).shape == (0, 3)

@@ -47,6 +47,11 @@ class EncoderConfig:
     """Stochastic depth of the last block; grows linearly from 0 at the first (section 3.5)."""
     mask_token: bool = False
     """Learn a vector that stands for masked points (pre-training only)."""
+    cell_size: float | None = None
+    """Edge of the finest cells in units of half the image's diagonal; None: one voxel (section 3.1.1). The released
+    models were trained with 0.001, which is 0.665 voxel."""
+    fitted_curves: bool = False
+    """Give each event's curves the depth that its own width needs, as the released code does with single events."""
 
     def __post_init__(self) -> None:
         _check_sizes("encoder", self.channels, self.depths, self.head_dim)
@@ -75,13 +80,12 @@ class Level:
 
     cells: Cells
     neighbors: NeighborMap
-    windows: tuple[Windows, ...]  # one for each curve in use
+    windows: Windows
 
     @classmethod
     def of(cls, cells: Cells, window: int) -> "Level":
         """Make the geometry of a level; ``window`` is the number of cells that attend to each other."""
-        cut = tuple(windows(cells.start, order, window) for order in cells.order)
-        return cls(cells, neighbor_map(cells.cell, cells.event_id), cut)
+        return cls(cells, neighbor_map(cells.cell, cells.event_id), windows(cells.start, cells.order, window))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -146,7 +150,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, level: Level, generator: torch.Generator | None) -> Tensor:
         """[M, C] -> [M, C]."""
         x = x + self.conv_norm(self.conv_linear(self.conv(x, level.neighbors)))
-        attended = attend(self.qkv(self.attention_norm(x)), self.heads, level.windows[self.order])
+        attended = attend(self.qkv(self.attention_norm(x)), self.heads, level.windows, self.order)
         x = x + self._drop(self.attention_linear(attended) * self.attention_scale, level, generator)
         fed = self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x))))
         return x + self._drop(fed * self.mlp_scale, level, generator)
@@ -190,15 +194,18 @@ class Encoder(nn.Module):
         Raises:
             ValueError: an event is wider than 2**11 voxels.
         """
-        orders = min(max(self.config.depths), len(ORDERS))
-        cells, point_cell = voxelize(batch.position, batch.start, CURVE_DEPTH, orders)
+        size = self.config.cell_size
+        # a tensor, since CUDA multiplies by the reciprocal of a plain number, and cells hang on the last bit
+        position = batch.position if size is None else centred(batch.position) / batch.position.new_tensor(size)
+        depth = None if self.config.fitted_curves else CURVE_DEPTH
+        cells, point_cell = voxelize(position, batch.start, depth)
         x = F.gelu(self.embed_norm(self.embed(input_features(batch, point_cell, len(cells.cell)))))
         levels, features, lengths, runs = [], [], [], []
         for s, blocks in enumerate(self.blocks):
             if s:
                 coarser = coarsen(cells)
                 cells = coarser.cells
-                x = F.gelu(self.pool_norm[s - 1](max_runs(self.pool[s - 1](x), coarser.length)))
+                x = F.gelu(self.pool_norm[s - 1](max_runs(self.pool[s - 1](x), coarser.length, coarser.run)))
                 lengths.append(coarser.length)
                 runs.append(coarser.run)
             level = Level.of(cells, self.config.window)
@@ -247,6 +254,12 @@ class Decoder(nn.Module):
         return x
 
 
+def centred(position: Tensor) -> Tensor:
+    """Places in the image (voxels) -> places in the unit ball around its centre. [N, 3] float32 both."""
+    half = IMAGE_VOXELS / 2
+    return (position - half) / position.new_tensor(half * math.sqrt(3.0))
+
+
 def input_features(batch: PointBatch, point_cell: Tensor, n_cells: int) -> Tensor:
     """What the network is told of each cell: where it is and how much energy it holds.
 
@@ -262,11 +275,9 @@ def input_features(batch: PointBatch, point_cell: Tensor, n_cells: int) -> Tenso
     order = point_cell.argsort(stable=True)
     size = torch.bincount(point_cell, minlength=n_cells)
     total = torch.segment_reduce(columns[order], "sum", lengths=size, axis=0, unsafe=True)
-    half = IMAGE_VOXELS / 2
     low, high = ENERGY_RANGE_MEV
     scaled = 2.0 * torch.log10((total[:, 3] + low) / low) / math.log10((high + low) / low) - 1.0
-    position = (total[:, :3] / total[:, 4:] - half) / (half * math.sqrt(3.0))
-    return torch.cat([position, scaled[:, None]], 1)
+    return torch.cat([centred(total[:, :3] / total[:, 4:]), scaled[:, None]], 1)
 
 
 def initialize(module: nn.Module) -> None:

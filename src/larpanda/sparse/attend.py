@@ -11,16 +11,16 @@ from torch.autograd.function import once_differentiable
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Windows:
-    """Which rows attend to which, for one order of one level. Slots are numbered through: full windows, then short.
+    """Which rows attend to which, for all orders of a level. Slots are numbered through: full windows, then short.
 
     An event of more than ``size`` cells has windows of exactly ``size``; where its length is no multiple, the last
     window starts early and borrows cells of the one before, as keys and values only. An event of fewer cells is one
     short window, padded to the longest of the batch.
     """
 
-    row: Tensor  # [slots] int64: the row in each slot
-    own: Tensor  # [N] int64: the slot whose output a row takes
-    borrowed_row: Tensor  # [R] int64: rows that stand in a second slot, each once
+    row: Tensor  # [orders, slots] int64: the row in each slot
+    own: Tensor  # [orders, N] int64: the slot whose output a row takes
+    borrowed_row: Tensor  # [orders, R] int64: rows that stand in a second slot, each once
     borrowed_slot: Tensor  # [R] int64: that slot
     full: int  # number of full windows
     size: int
@@ -31,11 +31,11 @@ class Windows:
 
 
 def windows(start: Tensor, order: Tensor, size: int) -> Windows:
-    """Cut each event into windows along a curve.
+    """Cut each event into windows along curves.
 
     Args:
         start: [B + 1] int64, event b owns rows start[b]:start[b + 1].
-        order: [N] int64, the rows along the curve, event by event.
+        order: [orders, N] int64, the rows along each curve, event by event.
         size: cells per window (paper section 3.1.2: 256).
 
     Returns:
@@ -48,81 +48,81 @@ def windows(start: Tensor, order: Tensor, size: int) -> Windows:
     n_windows = torch.where(is_full, (length + size - 1) // size, 0)
     event = torch.repeat_interleave(n_windows)  # [full]
     number = torch.arange(len(event), device=device) - (n_windows.cumsum(0) - n_windows)[event]
-    begin = torch.minimum(number * size, length[event] - size) + start[event]  # the last window ends with the event
-    full_slot_place = (begin[:, None] + torch.arange(size, device=device)).flatten()
+    first_own = number * size + start[event]
+    begin = torch.minimum(first_own, start[event + 1] - size)  # the last window ends with the event
+    step = torch.arange(size, device=device)
+    full_place = begin[:, None] + step  # [full, size], position along the curve of each slot
+    full_owns = full_place >= first_own[:, None]
 
     short_event = (~is_full & (length > 0)).nonzero()[:, 0]
     short_length = length[short_event]
     short_size = int(short_length.max()) if len(short_event) else 0
-    step = torch.arange(short_size, device=device)
-    mask = step < short_length[:, None]  # [short, short_size]
-    short_slot_place = (start[short_event][:, None] + torch.where(mask, step, 0)).flatten()
+    mask = step[:short_size] < short_length[:, None]  # [short, short_size]
+    short_place = start[short_event][:, None] + torch.where(mask, step[:short_size], 0)
 
-    place = torch.cat([full_slot_place, short_slot_place])  # position along the curve of each slot
-    slot = torch.arange(len(place), device=device)
-    first_own = (number * size + start[event])[:, None]
-    full_owns = (begin[:, None] + torch.arange(size, device=device) >= first_own).flatten()
-    owns = torch.cat([full_owns, mask.flatten()])
-    own = torch.empty_like(order)
-    own[order[place[owns]]] = slot[owns]
-    borrowed = slot[: len(full_slot_place)][~full_owns]
+    place = torch.cat([full_place.flatten(), short_place.flatten()])
+    owner = torch.cat([full_owns.flatten(), mask.flatten()]).nonzero()[:, 0]
+    slot_of_place = torch.empty_like(order[0])
+    slot_of_place[place[owner]] = owner
+    borrowed = (~full_owns).flatten().nonzero()[:, 0]
     return Windows(
-        row=order[place],
-        own=own,
-        borrowed_row=order[place[borrowed]],
+        row=order[:, place],
+        own=torch.empty_like(order).scatter_(1, order, slot_of_place.expand_as(order)),
+        borrowed_row=order[:, place[borrowed]],
         borrowed_slot=borrowed,
         full=len(event),
         size=size,
         short=len(short_event),
         short_size=short_size,
         short_mask=mask[:, None, None, :],
-        padding=slot[len(full_slot_place) :][~mask.flatten()],
+        padding=len(event) * size + (~mask).flatten().nonzero()[:, 0],
     )
 
 
 class _ToSlots(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, windows: Windows) -> Tensor:
-        ctx.windows = windows
-        return x.index_select(0, windows.row)
+    def forward(ctx: Any, x: Tensor, windows: Windows, order: int) -> Tensor:
+        ctx.windows, ctx.order = windows, order
+        return x.index_select(0, windows.row[order])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         windows: Windows = ctx.windows
-        result = grad.index_select(0, windows.own)
-        result[windows.borrowed_row] += grad.index_select(0, windows.borrowed_slot)  # each row once: no collision
-        return result, None
+        result = grad.index_select(0, windows.own[ctx.order])
+        result[windows.borrowed_row[ctx.order]] += grad.index_select(0, windows.borrowed_slot)  # each row once
+        return result, None, None
 
 
 class _FromSlots(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, windows: Windows) -> Tensor:
-        ctx.windows = windows
-        return x.index_select(0, windows.own)
+    def forward(ctx: Any, x: Tensor, windows: Windows, order: int) -> Tensor:
+        ctx.windows, ctx.order = windows, order
+        return x.index_select(0, windows.own[order])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         windows: Windows = ctx.windows
-        result = grad.index_select(0, windows.row)
+        result = grad.index_select(0, windows.row[ctx.order])
         result.index_fill_(0, windows.borrowed_slot, 0.0).index_fill_(0, windows.padding, 0.0)
-        return result, None
+        return result, None, None
 
 
-def attend(qkv: Tensor, heads: int, windows: Windows) -> Tensor:
+def attend(qkv: Tensor, heads: int, windows: Windows, order: int) -> Tensor:
     """Multi-head softmax attention of each row over the rows of its window.
 
     Args:
         qkv: [N, 3 * C] float: queries, keys and values side by side, each of ``heads`` heads.
         heads: divides C.
-        windows: of the level and order that the rows belong to.
+        windows: of the level that the rows belong to.
+        order: which of its orders.
 
     Returns:
         [N, C].
     """
     channels = qkv.shape[1] // 3
-    slots: Tensor = _ToSlots.apply(qkv, windows)  # type: ignore[no-untyped-call]
+    slots: Tensor = _ToSlots.apply(qkv, windows, order)  # type: ignore[no-untyped-call]
     split = windows.full * windows.size
     parts = []
     for part, count, size, mask in (
@@ -135,5 +135,6 @@ def attend(qkv: Tensor, heads: int, windows: Windows) -> Tensor:
             parts.append(out.transpose(1, 2).reshape(count * size, channels))
     if not parts:
         return qkv[:, :channels]
-    result: Tensor = _FromSlots.apply(torch.cat(parts) if len(parts) > 1 else parts[0], windows)  # type: ignore[no-untyped-call]
+    out = torch.cat(parts) if len(parts) > 1 else parts[0]
+    result: Tensor = _FromSlots.apply(out, windows, order)  # type: ignore[no-untyped-call]
     return result

@@ -21,8 +21,8 @@ class NeighborMap:
     source: Tensor  # [P] int64, row of the neighbour, sorted by kernel cell
     target: Tensor  # [P] int64, row whose neighbour it is
     count: tuple[int, ...]  # [26] pairs of each kernel cell, 0..12, 14..26
-    pair: Tensor  # [P] int64, the pairs sorted by target
-    pair_start: Tensor  # [N] int64, where the pairs of each target begin in `pair`
+    pair: Tensor  # [P] int32, the pairs sorted by target
+    pair_start: Tensor  # [N] int32, where the pairs of each target begin in `pair`
 
 
 def neighbor_map(cell: Tensor, event_id: Tensor) -> NeighborMap:
@@ -43,35 +43,44 @@ def neighbor_map(cell: Tensor, event_id: Tensor) -> NeighborMap:
     limit = 2**BITS - 1  # a step below 0 borrows into the top cells, which are thus always empty
     if n and (cell.min() < 0 or cell.max() >= limit):
         raise ValueError(f"cells span {int(cell.min())}..{int(cell.max())}, must be in 0..{limit - 1}; shift first")
-    x_step, y_step = 1 << 2 * BITS, 1 << BITS
-    key = (event_id << 3 * BITS) + (cell * torch.tensor([x_step, y_step, 1], device=device)).sum(1)
-    sorted_key, row = key.sort()
-    if (sorted_key.diff() == 0).any():
+    x, y, z = cell.unbind(1)
+    key, row = (event_id << 3 * BITS | x << 2 * BITS | y << BITS | z).sort()
+    if (key[1:] == key[:-1]).any():
         raise ValueError("a cell occurs twice in one event; merge its points with grid.voxelize first")
-    padded = torch.cat([sorted_key, sorted_key.new_full((3,), torch.iinfo(torch.long).max)])
-    found = torch.full((_HALF, n), -1, device=device)  # [13, N]: sorted row of the cell at offset 26 - k
-    here = torch.arange(n, device=device)
-    following = padded[1 : n + 1] == sorted_key + 1
-    found[_HALF - 1] = torch.where(following, here + 1, -1)
-    for i, (dx, dy) in enumerate(((0, 1), (1, -1), (1, 0), (1, 1))):
-        wanted = sorted_key + (dx * x_step + dy * y_step - 1)
-        at = torch.searchsorted(sorted_key, wanted)
-        for dz in range(3):
-            hit = padded[at] == wanted + dz
-            found[_HALF - 2 - 3 * i - dz] = torch.where(hit, at, -1)
-            at = at + hit
-    kernel, near = (found >= 0).nonzero(as_tuple=True)  # sorted by kernel cell, then by row
-    far = found[kernel, near]
-    near, far, half = row[near], row[far], torch.bincount(kernel, minlength=_HALF)
+    is_pair, far = _following(key)
+    near = is_pair.flatten().nonzero()[:, 0] % max(n, 1)  # sorted by kernel cell, then by key
+    near, far, half = row[near], row[far[is_pair]], is_pair.sum(1)
     # `far` lies at offset 26 - k of `near`: for kernel cell k, near is the neighbour of far
-    blocks = torch.split(torch.stack([near, far]), half.tolist(), 1)
+    half_count = half.tolist()
+    blocks = torch.stack([near, far]).split(half_count, 1)
     source = torch.cat([near, *(b[1] for b in reversed(blocks))])
     target = torch.cat([far, *(b[0] for b in reversed(blocks))])
-    table = torch.full((n, KERNEL - 1), -1, device=device)
-    slot = torch.repeat_interleave(torch.cat([half, half.flip(0)]))
-    table[target, slot] = torch.arange(len(target), device=device)
-    occupied = table >= 0
-    degree = occupied.sum(1)
-    return NeighborMap(
-        source, target, (*half.tolist(), *half.flip(0).tolist()), table[occupied], degree.cumsum(0) - degree
-    )
+    count = (*half_count, *reversed(half_count))
+    # the pairs of each target, one per kernel cell at most: a table is faster than a sort
+    slot = torch.repeat_interleave(torch.cat([half, half.flip(0)]), output_size=len(target))
+    table = torch.full((n * (KERNEL - 1),), -1, dtype=torch.int32, device=device)
+    table[target * (KERNEL - 1) + slot] = torch.arange(len(target), dtype=torch.int32, device=device)
+    degree = torch.bincount(target, minlength=n)
+    return NeighborMap(source, target, count, table[table >= 0], (degree.cumsum(0) - degree).int())
+
+
+def _following(key: Tensor) -> tuple[Tensor, Tensor]:
+    """For the 13 kernel cells after the centre, last first: [13, N] bool: is it occupied, and [13, N] int64: by which.
+
+    key: [N] int64, sorted: event, x, y, z.
+    """
+    n, device = len(key), key.device
+    is_pair = torch.empty(_HALF, n, dtype=torch.bool, device=device)
+    row = torch.empty(_HALF, n, dtype=torch.long, device=device)
+    padded = torch.cat([key, key.new_full((2,), -1)])
+    column = [(dx << 2 * BITS) + (dy << BITS) for dx, dy in ((1, 1), (1, 0), (1, -1), (0, 1))]
+    wanted = key + torch.tensor(column, device=device)[:, None] - 1  # [4, N], the lowest of three cells along z
+    at = torch.searchsorted(key, wanted)
+    of_column, row_of_column = is_pair[:-1].view(4, 3, n), row[:-1].view(4, 3, n)
+    for dz in range(3):
+        here = padded[at] == wanted
+        of_column[:, 2 - dz], row_of_column[:, 2 - dz] = here, at
+        at, wanted = at + here, wanted + 1
+    is_pair[-1] = padded[1 : n + 1] == key + 1
+    row[-1] = torch.arange(1, n + 1, device=device)
+    return is_pair, row

@@ -41,7 +41,10 @@ def sum_runs(x: Tensor, length: Tensor) -> Tensor:
 
 class _MaxRuns(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, length: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, length: Tensor, run: Tensor) -> Tensor:
+        if not ctx.needs_input_grad[0]:  # 20 times faster, but does not tell which row won
+            lowest = x.new_full((len(length), x.shape[1]), -torch.inf)
+            return lowest.scatter_reduce_(0, run[:, None].expand_as(x), x, "amax")
         first = length.cumsum(0) - length
         step = torch.arange(int(length.max()) if len(length) else 1, device=x.device)
         row = first[:, None] + torch.minimum(step, length[:, None] - 1)  # [M, longest]: short runs repeat their last
@@ -52,12 +55,12 @@ class _MaxRuns(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         winner = ctx.saved_tensors[0]
-        return grad.new_zeros(ctx.n, grad.shape[1]).scatter_(0, winner, grad), None
+        return grad.new_zeros(ctx.n, grad.shape[1]).scatter_(0, winner, grad), None, None
 
 
-def max_runs(x: Tensor, length: Tensor) -> Tensor:
+def max_runs(x: Tensor, length: Tensor, run: Tensor) -> Tensor:
     """Maximum over runs of consecutive rows; of equal rows one alone takes the gradient.
 
     Masked points all start from one learned vector and tie exactly, where ``segment_reduce`` would share the gradient.
@@ -65,11 +68,12 @@ def max_runs(x: Tensor, length: Tensor) -> Tensor:
     Args:
         x: [N, C].
         length: [M] int64, positive, sums to N; short (8 where 2 x 2 x 2 cells become one).
+        run: [N] int64, the run of each row, i.e. ``repeat_interleave(length)``.
 
     Returns:
         [M, C].
     """
-    result: Tensor = _MaxRuns.apply(x, length)  # type: ignore[no-untyped-call]
+    result: Tensor = _MaxRuns.apply(x, length, run)  # type: ignore[no-untyped-call]
     return result
 
 
