@@ -17,7 +17,8 @@ import larpanda
 from larpanda.cli import main
 
 GEANT4 = Path(__file__).parent / "data" / "geant4_20_v3extra.h5"
-VERBS = ("demo", "generate", "finetune", "evaluate", "reconstruct", "view", "show")
+VERBS = ("demo", "generate", "finetune", "evaluate", "reconstruct", "view", "import", "show")
+RELEASED = Path(__file__).parent / "data" / "released"
 
 
 @pytest.fixture
@@ -49,6 +50,25 @@ def test_version_says_how_to_cite(capsys):
     with pytest.raises(SystemExit):
         run("--version")
     assert "arXiv:2512.01324" in capsys.readouterr().out
+
+
+def test_import(tmp_path, capsys):
+    assert run("import", RELEASED / "tiny_semantic.pth", "--out", tmp_path / "panda") == 0
+    out = capsys.readouterr().out
+    assert re.search(r"panda: \d+ tensors, [\d,]+ weights; heads: semantic", out)
+    assert run("show", tmp_path / "panda") == 0
+    assert run("evaluate", tmp_path / "panda", GEANT4, "--out", tmp_path / "numbers", "--events", "0:2") == 0
+    capsys.readouterr()
+    for arguments, line in (
+        ((RELEASED / "tiny_semantic.pth", "--out", tmp_path / "panda"), "exists already"),
+        ((GEANT4, "--out", tmp_path / "other"), "not a released checkpoint"),
+        ((tmp_path / "none.pth", "--out", tmp_path / "other"), "no such file"),
+    ):
+        assert run("import", *arguments) == 2
+        error = capsys.readouterr().err
+        assert line in error
+        assert error.count("\n") == 1
+        assert not (tmp_path / "other").exists()
 
 
 def test_reconstruct(tmp_path, capsys):

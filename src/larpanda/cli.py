@@ -149,6 +149,22 @@ def finetune(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def import_(arguments: argparse.Namespace) -> int:
+    """Make a bundle of released Panda weights."""
+    from larpanda.model.bundle import import_released
+
+    bundle = import_released(arguments.checkpoint, arguments.out)
+    state = bundle.model.state_dict()
+    heads = [name for name in ("semantic", "particle", "interaction") if getattr(bundle.model, name) is not None]
+    n_weights = sum(tensor.numel() for tensor in state.values())
+    print(f"{arguments.out}: {len(state)} tensors, {n_weights:,} weights; heads: {', '.join(heads) or 'none'}")
+    for line in bundle.provenance["assumed"]:
+        print(f"assumed: {line}")
+    for name in bundle.provenance["left_out"]:
+        print(f"left out: {name}")
+    return 0
+
+
 def show(arguments: argparse.Namespace) -> int:
     """Say what a bundle, run or file holds."""
     from larpanda.report import describe
@@ -285,6 +301,10 @@ def _parser() -> argparse.ArgumentParser:
     selection(one)
     device(one)
     reading(one)
+
+    one = verb("import", import_, "larpanda import panda_base.pth --out panda_base")
+    one.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a .pth file, or a folder with safetensors")
+    one.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="folder to write")
 
     one = verb("show", show, "larpanda show nano")
     one.add_argument("what", metavar="BUNDLE|RUN|FILE", help="what to describe")

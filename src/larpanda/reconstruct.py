@@ -15,6 +15,7 @@ from larpanda.data import open_events
 from larpanda.event import UNKNOWN, VOXEL_MM, Event, EventKey, Motif, PointBatch, Reconstruction, Status
 from larpanda.model.backbone import Pyramid
 from larpanda.model.bundle import Bundle, load_bundle
+from larpanda.model.panoptic import Instances, PanopticHead
 from larpanda.parallel import pick_device
 
 Result = TypeVar("Result")
@@ -61,11 +62,24 @@ class Reconstructor:
             self._no_head("semantic")
         return _each(event, lambda e: self._rows(e, len(Motif), head))
 
-    def instances(self, event: Event | Sequence[Event], what: str) -> NoReturn:
-        """Masks and classes of ``"particle"`` or ``"interaction"`` queries. Raises ValueError: no such head."""
+    @overload
+    def instances(self, event: Event, what: str) -> Instances: ...
+    @overload
+    def instances(self, event: Sequence[Event], what: str) -> list[Instances]: ...
+    def instances(self, event: Event | Sequence[Event], what: str) -> Instances | list[Instances]:
+        """Masks and classes of the queries for ``"particle"`` or ``"interaction"`` (paper section 3.2.2).
+
+        Points that the model does not see are NaN; of an event that has no others, so are the classes.
+
+        Raises:
+            ValueError: another word, no such head, or the event has impossible energies or positions.
+        """
         if what not in ("particle", "interaction"):
             raise ValueError(f"instances of {what!r} are not known; expected 'particle' or 'interaction'")
-        self._no_head(what)
+        head = self.model.particle if what == "particle" else self.model.interaction
+        if head is None:
+            self._no_head(what)
+        return _each(event, lambda e: self._instances(e, head))
 
     @overload
     def reconstruct(self, event: Event) -> Reconstruction: ...
@@ -100,29 +114,46 @@ class Reconstructor:
             len(event) - distinct,
         )
 
-    @torch.no_grad()
     def _rows(self, event: Event, width: int, head: Callable[[Pyramid], Tensor]) -> Tensor:
         """Encode an event and spread what a head says of its points over its rows: [N, width], NaN where unseen."""
+        points, row_point = self._encode(event, head)
+        return _spread(points, row_point, width)
+
+    def _instances(self, event: Event, head: PanopticHead) -> Instances:
+        found, row_point = self._encode(event, lambda pyramid: head(pyramid)[0])
+        queries, classes = head.config.queries, head.config.classes + 1
+        if found is None:
+            nothing = torch.full((queries, classes), torch.nan)
+            return Instances(_spread(None, row_point, queries).t(), nothing, _spread(None, row_point, 1)[:, 0])
+        return Instances(
+            _spread(found.mask_logits.t(), row_point, queries).t(),
+            found.class_logits.float().cpu(),
+            _spread(found.led_probability[:, None], row_point, 1)[:, 0],
+        )
+
+    @torch.no_grad()
+    def _encode(self, event: Event, head: Callable[[Pyramid], Result]) -> tuple[Result | None, Tensor]:
+        """What a head says of an event's points, None if there are none, and the point of each of its rows."""
         if problem := event.problem():
             raise ValueError(f"{event.key}: {problem}" if event.key else problem)
         visible, row_point = event.visible(self.model.config.min_energy_mev)
-        result = torch.full((len(event), width), torch.nan)
-        if len(visible):
-            points = head(self.model.encoder(PointBatch.pack([visible]).to(self.device))).float().cpu()
-            seen = row_point >= 0
-            result[seen] = points[row_point[seen]]
-        return result
+        if not len(visible):
+            return None, row_point
+        return head(self.model.encoder(PointBatch.pack([visible]).to(self.device))), row_point
 
     def _no_head(self, what: str) -> NoReturn:
-        has = "a semantic head" if self.model.semantic else "no head"
-        raise ValueError(f"bundle {self.name} has no {what} head (it has {has}); fine-tune one with larpanda finetune")
+        heads = [name for name in ("semantic", "particle", "interaction") if getattr(self.model, name) is not None]
+        raise ValueError(
+            f"bundle {self.name} has no {what} head (its heads: {', '.join(heads) or 'none'}); "
+            "fine-tune one with larpanda finetune"
+        )
 
 
 def load(bundle: str | os.PathLike[str], device: str = "auto") -> Reconstructor:
-    """Open a shipped model by its name, or a bundle folder.
+    """Open a shipped model by its name, a bundle folder, or a released Panda checkpoint.
 
     Args:
-        bundle: ``"nano"``, or a folder with config.json and model.safetensors.
+        bundle: ``"nano"``, a folder with config.json and model.safetensors, or a ``.pth`` file of released weights.
         device: ``auto``, ``cpu`` or ``cuda``.
 
     Raises:
@@ -223,6 +254,15 @@ def _one(events: Sequence[Event], entry: int, path: str, reconstructor: Reconstr
         result = unseen(event, Status.FAILED, " ".join(str(error).split())[:300])
     writer.write(event, result)
     return result.status
+
+
+def _spread(points: Tensor | None, row_point: Tensor, width: int) -> Tensor:
+    """Values of points [M, width] -> values of the rows that became them: [N, width] float32, NaN for other rows."""
+    result = torch.full((len(row_point), width), torch.nan)
+    if points is not None:
+        seen = row_point >= 0
+        result[seen] = points.float().cpu()[row_point[seen]]
+    return result
 
 
 def _each(event: Event | Sequence[Event], function: Callable[[Event], Result]) -> Result | list[Result]:

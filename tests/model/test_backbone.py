@@ -110,6 +110,8 @@ def test_up_cast_of_a_hand_made_pyramid():
         lengths=(torch.tensor([1, 3]), torch.tensor([2])),
         runs=(torch.tensor([0, 1, 1, 1]), torch.tensor([0, 0])),
         point_cell=torch.tensor([3, 0]),
+        position=torch.zeros(4, 3),
+        start=torch.tensor([0, 2]),
     )
     assert pyramid.upcast().tolist() == [[1, 10, 5], [2, 20, 5], [3, 20, 5], [4, 20, 5]]
     assert pyramid.upcast(1).tolist() == [[10, 5], [20, 5]]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from larpanda.sparse.attend import attend, windows
+from larpanda.sparse.attend import attend, attend_points, windows
 
 SIZE, HEADS, CHANNELS = 8, 2, 6
 
@@ -53,3 +53,21 @@ def test_its_gradient():
 def test_no_rows():
     none = torch.zeros(2, 0, dtype=torch.long)
     assert attend(torch.zeros(0, 18), HEADS, windows(torch.tensor([0, 0]), none, SIZE), 0).shape == (0, CHANNELS)
+
+
+def test_queries_over_the_points_of_their_event():
+    """Against a softmax written out, one head and query after the other."""
+    start, queries = torch.tensor([0, 5, 5, 8]), 3
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(3, queries, CHANNELS, generator=generator, dtype=torch.double)
+    key, value = torch.randn(2, 8, CHANNELS, generator=generator, dtype=torch.double)
+    bias = torch.randn(8, queries, generator=generator, dtype=torch.double)
+    found = attend_points(query, key, value, bias, start, HEADS)
+    width = CHANNELS // HEADS
+    for b in range(3):
+        mine = slice(start[b], start[b + 1])
+        for q in range(queries):
+            for h in range(HEADS):
+                channels = slice(h * width, (h + 1) * width)
+                logits = key[mine, channels] @ query[b, q, channels] * width**-0.5 + bias[mine, q]
+                torch.testing.assert_close(found[b, q, channels], logits.softmax(0) @ value[mine, channels])

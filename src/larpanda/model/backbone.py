@@ -97,6 +97,8 @@ class Pyramid:
     lengths: tuple[Tensor, ...]  # [M_l+1] int64: rows of level l in each cell of level l + 1
     runs: tuple[Tensor, ...]  # [M_l] int64: the cell of level l + 1 of each row of level l
     point_cell: Tensor  # [N] int64: the cell of level 0 of each point
+    position: Tensor  # [M_0, 3] float32: mean place of the points of each cell of level 0, in the unit ball
+    start: Tensor  # [B + 1] int64: event b owns points start[b]:start[b + 1]
 
     def upcast(self, level: int = 0) -> Tensor:
         """Features of every cell of a level beside those of the coarser cells that it lies in (section 3.1.2).
@@ -199,7 +201,8 @@ class Encoder(nn.Module):
         position = batch.position if size is None else centred(batch.position) / batch.position.new_tensor(size)
         depth = None if self.config.fitted_curves else CURVE_DEPTH
         cells, point_cell = voxelize(position, batch.start, depth)
-        x = F.gelu(self.embed_norm(self.embed(input_features(batch, point_cell, len(cells.cell)))))
+        seen = input_features(batch, point_cell, len(cells.cell))
+        x = F.gelu(self.embed_norm(self.embed(seen)))
         levels, features, lengths, runs = [], [], [], []
         for s, blocks in enumerate(self.blocks):
             if s:
@@ -213,7 +216,9 @@ class Encoder(nn.Module):
                 x = block(x, level, generator)
             levels.append(level)
             features.append(x)
-        return Pyramid(tuple(levels), tuple(features), tuple(lengths), tuple(runs), point_cell)
+        return Pyramid(
+            tuple(levels), tuple(features), tuple(lengths), tuple(runs), point_cell, seen[:, :3], batch.start
+        )
 
 
 class Decoder(nn.Module):

@@ -1,6 +1,7 @@
 """Bundles: a folder with config.json, model.safetensors and README.md (the model card), and how configs become JSON.
 
-Weights are safetensors and configs are JSON, so that opening a bundle never runs code.
+Weights are safetensors and configs are JSON, so that opening a bundle never runs code. Released Panda checkpoints open
+the same way.
 """
 
 import hashlib
@@ -17,6 +18,8 @@ from torch import nn
 
 from larpanda.event import MIN_ENERGY_MEV
 from larpanda.model.backbone import Encoder, EncoderConfig
+from larpanda.model.panoptic import PanopticConfig, PanopticHead
+from larpanda.model.released import SUFFIXES, is_released, read_released, weights_file
 from larpanda.model.semantic import SemanticConfig, SemanticHead
 from larpanda.publish import sync
 
@@ -32,6 +35,10 @@ class ModelConfig:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     semantic: SemanticConfig | None = None
     """The head for motifs, if there is one."""
+    particle: PanopticConfig | None = None
+    """The head for particles, if there is one."""
+    interaction: PanopticConfig | None = None
+    """The head for interactions, if there is one."""
     min_energy_mev: float = MIN_ENERGY_MEV
     """The model sees voxels above this."""
 
@@ -44,6 +51,8 @@ class Model(nn.Module):
         self.config = config
         self.encoder = Encoder(config.encoder)
         self.semantic = SemanticHead(config.semantic, config.encoder) if config.semantic else None
+        self.particle = PanopticHead(config.particle, config.encoder) if config.particle else None
+        self.interaction = PanopticHead(config.interaction, config.encoder) if config.interaction else None
 
 
 @dataclass(frozen=True)
@@ -90,13 +99,40 @@ def save_bundle(folder: Path, model: Model, provenance: Mapping[str, Any], card:
 
 
 def load_bundle(bundle: str | os.PathLike[str]) -> Bundle:
-    """Open a bundle folder, or a shipped bundle by its name.
+    """Open a bundle folder, a shipped bundle by its name, or a released Panda checkpoint.
 
     Raises:
         ValueError: no such bundle, or it is damaged or of another kind; says what was found and expected.
     """
+    if is_released(Path(bundle)):
+        return _load_released(Path(bundle))
     folder = find_bundle(bundle)
     return _load_folder(folder, folder.resolve().name)
+
+
+def import_released(path: Path, folder: Path) -> Bundle:
+    """Make a bundle of a released Panda checkpoint, with the settings that give the released result.
+
+    Args:
+        path: a ``.pth`` file, or a folder with config.json and model.safetensors.
+        folder: of the bundle; must not exist yet.
+
+    Raises:
+        ValueError: not such a checkpoint, or its tensors do not fit; lists each one.
+        FileExistsError: the folder exists.
+    """
+    if not path.exists():
+        raise ValueError(f"{path}: no such file or folder; expected a released checkpoint")
+    if not is_released(path):
+        raise ValueError(
+            f"{path}: not a released checkpoint; expected a file ({', '.join(SUFFIXES)}) or a folder with "
+            "config.json and model.safetensors as Panda's authors release them"
+        )
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists already; remove it or choose another name")
+    bundle = _load_released(path)
+    save_bundle(folder, bundle.model, bundle.provenance, _released_card(bundle))
+    return bundle
 
 
 def find_bundle(bundle: str | os.PathLike[str]) -> Path:
@@ -127,6 +163,38 @@ def read_bundle_config(folder: Path) -> tuple[ModelConfig, Mapping[str, Any]]:
     if not isinstance(content, dict) or content.get("format") != FORMAT or "model" not in content:
         raise ValueError(f"{path}: not the config of a bundle of format {FORMAT}; was it made by a newer larpanda?")
     return config_from_json(ModelConfig, content["model"], str(path)), content.get("provenance", {})
+
+
+def _load_released(path: Path) -> Bundle:
+    checkpoint = read_released(path)
+    model = Model(ModelConfig(checkpoint.encoder, checkpoint.semantic, checkpoint.particle, checkpoint.interaction))
+    model.load_state_dict(checkpoint.weights(model.state_dict()))
+    digest = hashlib.sha256(weights_file(path).read_bytes()).hexdigest()
+    provenance = {
+        "from": path.name,
+        "from_sha256": digest,
+        "left_out": list(checkpoint.left_out),
+        "assumed": list(checkpoint.assumed),
+    }
+    return Bundle(model.requires_grad_(False), path.stem, provenance, digest)
+
+
+def _released_card(bundle: Bundle) -> str:
+    provenance = bundle.provenance
+    assumed = "; ".join(provenance["assumed"]) or "nothing"
+    return f"""# {bundle.name}
+
+A Panda model as its authors released it (arXiv:2512.01324), imported by larpanda from {provenance["from"]}
+(SHA-256 {provenance["from_sha256"]}): all {len(bundle.model.state_dict())} tensors, none changed.
+
+- It sees the detector as it was trained to: cells of 0.665 voxel, curves as deep as each event is wide, masks
+  predicted from queries before their update. These settings are in config.json.
+- The released code draws the order of its four curves by chance at every pooling; here they have a fixed order.
+- What the checkpoint does not say and was assumed: {assumed}.
+- Tensors left out, which are not of this model: {len(provenance["left_out"])}.
+
+Licence and data of the weights: see where they came from.
+"""
 
 
 def _load_folder(folder: Path, name: str) -> Bundle:

@@ -1,6 +1,7 @@
-"""Self-attention within windows of consecutive cells along a space-filling curve, over packed events."""
+"""Attention over packed events: cells within windows along a curve, and queries over the points of their event."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -138,3 +139,30 @@ def attend(qkv: Tensor, heads: int, windows: Windows, order: int) -> Tensor:
     out = torch.cat(parts) if len(parts) > 1 else parts[0]
     result: Tensor = _FromSlots.apply(out, windows, order)  # type: ignore[no-untyped-call]
     return result
+
+
+def attend_points(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, start: Tensor, heads: int) -> Tensor:
+    """Multi-head softmax attention of each event's queries over its points.
+
+    Args:
+        query: [B, Q, C] float.
+        key: [N, C] float.
+        value: [N, C] float.
+        bias: [N, Q] float, added to the logits of all heads.
+        start: [B + 1] int64, event b owns points start[b]:start[b + 1].
+        heads: divides C.
+
+    Returns:
+        [B, Q, C]; zero for an event without points.
+    """
+    channels = query.shape[2]
+    parts = []
+    for b, (first, end) in enumerate(pairwise(start.tolist())):
+        if first == end:
+            parts.append(torch.zeros_like(query[b]))
+            continue
+        parted = (query[b], key[first:end], value[first:end])
+        q, k, v = (x.view(len(x), heads, channels // heads).transpose(0, 1) for x in parted)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[first:end].t())
+        parts.append(out.transpose(0, 1).reshape(-1, channels))
+    return torch.stack(parts)

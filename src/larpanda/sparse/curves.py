@@ -72,7 +72,7 @@ def morton_code(cell: Tensor) -> Tensor:
     Returns:
         [N] int64. The code of the cell twice as wide is ``code >> 3``.
     """
-    x, y, z = _spread(cell.device)[cell.t()]
+    x, y, z = _spread(cell.device)[cell.t()].unbind()
     return x << 2 | y << 1 | z
 
 

@@ -52,7 +52,7 @@ def neighbor_map(cell: Tensor, event_id: Tensor) -> NeighborMap:
     near, far, half = row[near], row[far[is_pair]], is_pair.sum(1)
     # `far` lies at offset 26 - k of `near`: for kernel cell k, near is the neighbour of far
     half_count = half.tolist()
-    blocks = torch.stack([near, far]).split(half_count, 1)
+    blocks = torch.split(torch.stack([near, far]), half_count, 1)
     source = torch.cat([near, *(b[1] for b in reversed(blocks))])
     target = torch.cat([far, *(b[0] for b in reversed(blocks))])
     count = (*half_count, *reversed(half_count))

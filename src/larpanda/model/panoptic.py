@@ -1,0 +1,151 @@
+"""Particles or interactions as masks over points (paper section 3.2.2): a few learned queries, each of which finds one.
+
+Here is the network; how it is trained, and how masks become particles, is not.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from larpanda.model.backbone import EncoderConfig, Pyramid
+from larpanda.sparse.attend import attend_points
+
+NO_MASK = -1e4  # mask logit of points that are in no mask: sigmoid 0, yet finite, as in the released code
+SMALLEST = 1e-6  # added to the probability whose logarithm biases attention, as in the released code
+
+
+@dataclass(frozen=True)
+class PanopticConfig:
+    """Sizes of the query decoder; the defaults are the paper's for particles (section 3.2.2)."""
+
+    queries: int = 32
+    """The most instances that one event can have (paper: 32 particles, 12 interactions)."""
+    classes: int = 6
+    """Logits are of these and, last, of no object (particles: the five of Species and LED; interactions: none, one)."""
+    channels: int = 256
+    """Width of queries and points."""
+    head_dim: int = 16
+    """Channels of an attention head; divides the width."""
+    blocks: int = 3
+    mlp_ratio: int = 4
+    """Width of the feed-forward layer over that of its input."""
+    deep_projections: bool = True
+    """Project points, and queries to classes, by two layers (released particle model) or by one (interaction model)."""
+    mask_after_update: bool = True
+    """Predict a block's mask from the query that it has updated; the released models do from the query before."""
+    position_in_keys: bool = True
+    """Tell keys of the queries' self-attention which query they are; the released models do not."""
+
+    def __post_init__(self) -> None:
+        if self.channels % self.head_dim:
+            raise ValueError(f"width {self.channels} is not a multiple of the head dimension {self.head_dim}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Instances:
+    """What each query of one event found."""
+
+    mask_logits: Tensor  # [Q, N] float32: is the point in the query's mask? NO_MASK for low-energy deposits
+    class_logits: Tensor  # [Q, classes + 1] float32, the last: no object
+    led_probability: Tensor  # [N] float32: is the point a low-energy deposit?
+
+
+class QueryBlock(nn.Module):
+    """Queries look at points, at each other, and at themselves; masks say where to look."""
+
+    def __init__(self, config: PanopticConfig) -> None:
+        super().__init__()
+        self.config, c = config, config.channels
+        self.heads = c // config.head_dim
+        self.point_norm = nn.LayerNorm(c)
+        self.mask_in, self.mask_out = nn.Linear(c, c), nn.Linear(c, c)
+        self.cross_norm = nn.LayerNorm(c)
+        self.cross_query, self.cross_key, self.cross_value = nn.Linear(c, c), nn.Linear(c, c), nn.Linear(c, c)
+        self.cross_linear = nn.Linear(c, c)
+        self.self_norm = nn.LayerNorm(c)
+        self.self_query, self.self_key_value = nn.Linear(c, c), nn.Linear(c, 2 * c)
+        self.self_linear = nn.Linear(c, c)
+        self.mlp_norm = nn.LayerNorm(c)
+        self.mlp_in, self.mlp_out = nn.Linear(c, config.mlp_ratio * c), nn.Linear(config.mlp_ratio * c, c)
+
+    def forward(
+        self, query: Tensor, query_position: Tensor, point: Tensor, point_position: Tensor, start: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """[B, Q, C] queries, [Q, C], [N, C] points, [N, C], [B + 1] -> updated queries, [N, Q] mask logits."""
+        point = self.point_norm(point)
+        mask = self._mask(query, point, start)
+        bias = torch.log(mask.detach().sigmoid() + SMALLEST)
+        attended = attend_points(
+            self.cross_query(self.cross_norm(query) + query_position),
+            self.cross_key(point + point_position),
+            self.cross_value(point),
+            bias,
+            start,
+            self.heads,
+        )
+        query = query + self.cross_linear(attended)
+        normed = self.self_norm(query)
+        placed = normed + query_position
+        weight, bias_kv = self.self_key_value.weight.chunk(2), self.self_key_value.bias.chunk(2)
+        q = self.self_query(placed)
+        k = F.linear(placed if self.config.position_in_keys else normed, weight[0], bias_kv[0])
+        v = F.linear(normed, weight[1], bias_kv[1])
+        q, k, v = (x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
+        query = query + self.self_linear(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        query = query + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(query))))
+        return query, self._mask(query, point, start) if self.config.mask_after_update else mask
+
+    def _mask(self, query: Tensor, point: Tensor, start: Tensor) -> Tensor:
+        embedding = self.mask_out(F.gelu(self.mask_in(query)))
+        spans = pairwise(start.tolist())
+        return torch.cat([point[a:b] @ one.t() for one, (a, b) in zip(embedding, spans, strict=True)])
+
+
+class PanopticHead(nn.Module):
+    """A pyramid to masks and classes of the queries."""
+
+    def __init__(self, config: PanopticConfig, encoder: EncoderConfig) -> None:
+        super().__init__()
+        self.config, c, width = config, config.channels, sum(encoder.channels)
+        self.query, self.query_position = (nn.Parameter(torch.randn(config.queries, c)) for _ in range(2))
+        self.position_in, self.position_out = nn.Linear(3, c), nn.Linear(c, c)
+        self.led_in, self.led_out = nn.Linear(width, c), nn.Linear(c, 1)
+        deep = config.deep_projections
+        self.point_in = nn.Linear(width, c) if deep else None
+        self.point_out = nn.Linear(c if deep else width, c)
+        self.blocks = nn.ModuleList(QueryBlock(config) for _ in range(config.blocks))
+        self.norm = nn.LayerNorm(c)
+        self.class_in = nn.Linear(c, c) if deep else None
+        self.class_out = nn.Linear(c, config.classes + 1)
+        for part in self.modules():
+            if isinstance(part, nn.Linear):
+                nn.init.trunc_normal_(part.weight, std=0.02)
+                nn.init.zeros_(part.bias)
+
+    def forward(self, pyramid: Pyramid) -> list[Instances]:
+        """One result an event, over the points that were given to the encoder."""
+        cells = pyramid.levels[0].cells
+        feature = pyramid.upcast()
+        led = self.led_out(F.relu(self.led_in(feature)))[:, 0].sigmoid()
+        thing = (led < 0.5).nonzero()[:, 0]
+        n_things = torch.bincount(cells.event_id[thing], minlength=len(cells.start) - 1)
+        start = torch.cat([n_things.new_zeros(1), n_things.cumsum(0)])
+        point = feature[thing]
+        if self.point_in is not None:
+            point = F.gelu(self.point_in(point))
+        point = self.point_out(point)
+        point_position = self.position_out(F.gelu(self.position_in(pyramid.position[thing])))
+        query = self.query.expand(len(n_things), -1, -1)
+        mask = point.new_empty(len(thing), self.config.queries)
+        for block in self.blocks:
+            query, mask = block(query, self.query_position, point, point_position, start)
+        query = self.norm(query)
+        classes = self.class_out(query if self.class_in is None else F.gelu(self.class_in(query)))
+        everywhere = mask.new_full((len(feature), self.config.queries), NO_MASK).index_copy(0, thing, mask)
+        n_points = pyramid.start.diff().tolist()
+        masks = torch.split(pyramid.at_points(everywhere), n_points)
+        probabilities = torch.split(pyramid.at_points(led[:, None])[:, 0], n_points)
+        return [Instances(m.t(), c, p) for m, c, p in zip(masks, classes, probabilities, strict=True)]
