@@ -208,8 +208,8 @@ def _load(bundle: str, arguments: argparse.Namespace) -> "Reconstructor":
     from larpanda.parallel import limit_threads
     from larpanda.reconstruct import load
 
-    model = load(bundle, arguments.device)
-    limit_threads(sum(parameter.numel() for parameter in model.model.parameters()))
+    model = load(bundle, arguments.device, getattr(arguments, "dtype", "float32"))
+    limit_threads(model.n_weights)
     return model
 
 
@@ -239,6 +239,9 @@ def _parser() -> argparse.ArgumentParser:
 
     def device(one: argparse.ArgumentParser) -> None:
         one.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="where to compute (auto)")
+
+    def dtype(one: argparse.ArgumentParser) -> None:
+        one.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of features (float32)")
 
     def reading(one: argparse.ArgumentParser) -> None:
         one.add_argument("--energy-scale", type=_positive, default=1.0, help="MeV per unit of the file's values (1)")
@@ -280,6 +283,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--seed", type=int, default=0, help="of the bootstrap intervals (0)")
     selection(one)
     device(one)
+    dtype(one)
     reading(one)
 
     one = verb("reconstruct", reconstruct, "larpanda reconstruct events.h5 --out tables")
@@ -288,6 +292,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--model", default="nano", metavar="BUNDLE", help="shipped name or folder (nano)")
     selection(one)
     device(one)
+    dtype(one)
     reading(one)
 
     one = verb("view", view, "larpanda view events.h5 --event 3 --out event.html")

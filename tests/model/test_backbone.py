@@ -10,6 +10,7 @@ from larpanda.model.backbone import (
     Encoder,
     EncoderConfig,
     Pyramid,
+    for_inference,
     input_features,
 )
 from larpanda.model.bundle import Model, ModelConfig
@@ -156,3 +157,63 @@ def test_an_event_wider_than_the_curve(tiny_model):
                 [Event(torch.tensor([[0.0, 0, 0], [2048, 0, 0]]), torch.ones(2), *[torch.zeros(2).long()] * 4)]
             )
         )
+
+
+WIDE = EncoderConfig((16, 192, 256), (1, 2, 1), window=32, layer_scale=0.5, drop_path=0.0)
+
+
+@pytest.fixture
+def wide_model():
+    """Wide enough for its weights to be packed for inference."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Model(ModelConfig(WIDE, SemanticConfig(DecoderConfig((32, 192), (1, 1)))))
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+    return model.requires_grad_(False)
+
+
+def relative_error(found, expected):
+    return float((found.float() - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, TOLERANCE), (torch.bfloat16, 0.05)])
+def test_the_form_for_inference_computes_the_same(wide_model, make_cloud, dtype, limit):
+    event = make_cloud(700)
+    (expected,) = outputs(wide_model, event)
+    for_inference(wide_model, dtype)
+    (found,) = outputs(wide_model, event)
+    assert 0 < relative_error(found, expected) < limit
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_runs_threads_batches_and_orders_of_points_change_nothing(wide_model, make_cloud, inference):
+    if inference:
+        for_inference(wide_model)
+    events = [make_cloud(n, seed=n) for n in (900, 40, 333)]
+    together = outputs(wide_model, *events)
+    assert all(torch.equal(a, b) for a, b in zip(together, outputs(wide_model, *events), strict=True))
+    order = torch.randperm(900, generator=torch.Generator().manual_seed(0))
+    assert_same(outputs(wide_model, reorder(events[0], order))[0], together[0][order])
+    for event, mine in zip(events, together, strict=True):
+        assert_same(outputs(wide_model, event)[0], mine)
+    threads = torch.get_num_threads()
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            for a, b in zip(outputs(wide_model, *events), together, strict=True):
+                assert_same(a, b)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.gpu
+def test_another_device_agrees(wide_model, make_cloud):
+    events = [make_cloud(n, seed=n) for n in (900, 40, 333)]
+    expected = outputs(wide_model, *events)
+    batch = PointBatch.pack(events).to("cuda")
+    model = wide_model.to("cuda")
+    rows = model.semantic(model.encoder(batch)).cpu().split([900, 40, 333])
+    for a, b in zip(rows, expected, strict=True):
+        assert relative_error(a, b[:, :5]) < 1e-4

@@ -137,7 +137,7 @@ class PanopticHead(nn.Module):
         if self.point_in is not None:
             point = F.gelu(self.point_in(point))
         point = self.point_out(point)
-        point_position = self.position_out(F.gelu(self.position_in(pyramid.position[thing])))
+        point_position = self.position_out(F.gelu(self.position_in(pyramid.position[thing].to(point.dtype))))
         query = self.query.expand(len(n_things), -1, -1)
         mask = point.new_empty(len(thing), self.config.queries)
         for block in self.blocks:

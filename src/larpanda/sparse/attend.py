@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from larpanda.sparse.kernels import attention, round_up
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Windows:
@@ -31,13 +33,14 @@ class Windows:
     padding: Tensor  # int64: slots that hold none, which take no gradient
 
 
-def windows(start: Tensor, order: Tensor, size: int) -> Windows:
+def windows(start: Tensor, order: Tensor, size: int, rounded: bool = False) -> Windows:
     """Cut each event into windows along curves.
 
     Args:
         start: [B + 1] int64, event b owns rows start[b]:start[b + 1].
         order: [orders, N] int64, the rows along each curve, event by event.
         size: cells per window (paper section 3.1.2: 256).
+        rounded: round up N (see ``kernels.round_up``); the added rows take what the first takes.
 
     Returns:
         The windows; those of an event do not depend on its batch-mates. Source: Point Transformer V3
@@ -66,9 +69,11 @@ def windows(start: Tensor, order: Tensor, size: int) -> Windows:
     slot_of_place = torch.empty_like(order[0])
     slot_of_place[place[owner]] = owner
     borrowed = (~full_owns).flatten().nonzero()[:, 0]
+    n = order.shape[1]
+    own = order.new_zeros(len(order), round_up(n) if rounded else n)
     return Windows(
         row=order[:, place],
-        own=torch.empty_like(order).scatter_(1, order, slot_of_place.expand_as(order)),
+        own=own.scatter_(1, order, slot_of_place.expand_as(order)),
         borrowed_row=order[:, place[borrowed]],
         borrowed_slot=borrowed,
         full=len(event),
@@ -132,8 +137,7 @@ def attend(qkv: Tensor, heads: int, windows: Windows, order: int) -> Tensor:
     ):
         if count:
             q, k, v = part.view(count, size, 3, heads, channels // heads).permute(2, 0, 3, 1, 4)
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-            parts.append(out.transpose(1, 2).reshape(count * size, channels))
+            parts.append(attention(q, k, v, mask).transpose(1, 2).reshape(count * size, channels))
     if not parts:
         return qkv[:, :channels]
     out = torch.cat(parts) if len(parts) > 1 else parts[0]

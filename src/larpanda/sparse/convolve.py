@@ -4,23 +4,28 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from larpanda.sparse.kernels import PackedLinear
 from larpanda.sparse.neighbors import KERNEL, NeighborMap
 
 _CENTRE = KERNEL // 2
+
+
+def _around(kernel: Tensor) -> tuple[Tensor, ...]:
+    """The 26 matrices of a kernel but that of the centre."""
+    cells = kernel.unbind(0)
+    return cells[:_CENTRE] + cells[_CENTRE + 1 :]
 
 
 def _spread(x: Tensor, kernel: Tensor, neighbors: NeighborMap) -> Tensor:
     """[N, C']: sum of x[neighbour k] @ kernel[k] over all k but the centre; one gather, 26 products, one sum."""
     gathered = x.index_select(0, neighbors.source)
     product = gathered.new_empty(len(gathered), kernel.shape[2])
-    begin = 0
-    for slot, count in enumerate(neighbors.count):
-        end = begin + count
-        torch.mm(gathered[begin:end], kernel[slot + (slot >= _CENTRE)], out=product[begin:end])
-        begin = end
+    rows_of, out_of = torch.split(gathered, neighbors.count), torch.split(product, neighbors.count)
+    for rows, matrix, out in zip(rows_of, _around(kernel), out_of, strict=True):
+        torch.mm(rows, matrix, out=out)
     return F.embedding_bag(neighbors.pair, product, neighbors.pair_start, mode="sum")
 
 
@@ -45,11 +50,9 @@ class _Convolve(torch.autograd.Function):
             source, target = x.index_select(0, neighbors.source), grad.index_select(0, neighbors.target)
             grad_kernel = torch.empty_like(kernel)
             torch.mm(x.t(), grad, out=grad_kernel[_CENTRE])
-            begin = 0
-            for slot, count in enumerate(neighbors.count):
-                end = begin + count
-                torch.mm(source[begin:end].t(), target[begin:end], out=grad_kernel[slot + (slot >= _CENTRE)])
-                begin = end
+            sources, targets = torch.split(source, neighbors.count), torch.split(target, neighbors.count)
+            for rows, grads, out in zip(sources, targets, _around(grad_kernel), strict=True):
+                torch.mm(rows.t(), grads, out=out)
         return grad_x, grad_kernel, None
 
 
@@ -68,3 +71,22 @@ def convolve(x: Tensor, kernel: Tensor, neighbors: NeighborMap) -> Tensor:
     """
     result: Tensor = _Convolve.apply(x, kernel, neighbors)  # type: ignore[no-untyped-call]
     return result
+
+
+class PackedConvolution(nn.Module):
+    """``convolve`` and a bias with weights that no longer change, laid out for this CPU (see ``kernels``)."""
+
+    def __init__(self, kernel: Tensor, bias: Tensor) -> None:
+        """kernel: [27, C, C']; bias: [C'] of the same type."""
+        super().__init__()
+        self.centre = PackedLinear(kernel[_CENTRE].t(), bias)
+        self.around = nn.ModuleList(PackedLinear(matrix.t(), None) for matrix in _around(kernel))
+        self.channels = len(bias)
+
+    def forward(self, x: Tensor, neighbors: NeighborMap) -> Tensor:
+        """[N, C] -> [N, C']."""
+        gathered = torch.split(x.index_select(0, neighbors.source), neighbors.count)
+        products = [linear(rows) for rows, linear in zip(gathered, self.around, strict=True) if len(rows)]
+        product = torch.cat(products) if products else x.new_empty(0, self.channels)
+        result: Tensor = self.centre(x)
+        return result.add_(F.embedding_bag(neighbors.pair, product, neighbors.pair_start, mode="sum"))

@@ -3,10 +3,14 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from larpanda.sparse.kernels import round_up
 
 BITS = 16  # of a key, per axis; 3 * 16 leaves 15 bits for the event
 KERNEL = 27  # cells of a 3 x 3 x 3 kernel
+UNUSED = -1
 _HALF = KERNEL // 2
 
 
@@ -19,18 +23,19 @@ class NeighborMap:
     """
 
     source: Tensor  # [P] int64, row of the neighbour, sorted by kernel cell
-    target: Tensor  # [P] int64, row whose neighbour it is
-    count: tuple[int, ...]  # [26] pairs of each kernel cell, 0..12, 14..26
-    pair: Tensor  # [P] int32, the pairs sorted by target
+    target: Tensor  # [P] int64, row whose neighbour it is; UNUSED for a place that only rounds a count up
+    count: list[int]  # [26] pairs of each kernel cell, 0..12, 14..26
+    pair: Tensor  # [P] int32, the pairs sorted by target, without the unused
     pair_start: Tensor  # [N] int32, where the pairs of each target begin in `pair`
 
 
-def neighbor_map(cell: Tensor, event_id: Tensor) -> NeighborMap:
+def neighbor_map(cell: Tensor, event_id: Tensor, rounded: bool = False) -> NeighborMap:
     """Find, for every cell, the occupied cells of the 26 around it in the same event.
 
     Args:
         cell: [N, 3] int64, occupied cells of one level, any order.
         event_id: [N] int64, in 0..32767, the event that each cell belongs to.
+        rounded: round up the number of pairs of each kernel cell, and N (see ``kernels.round_up``).
 
     Raises:
         ValueError: a cell lies outside [0, 2**16 - 1), or occurs twice in one event.
@@ -49,18 +54,25 @@ def neighbor_map(cell: Tensor, event_id: Tensor) -> NeighborMap:
         raise ValueError("a cell occurs twice in one event; merge its points with grid.voxelize first")
     is_pair, far = _following(key)
     near = is_pair.flatten().nonzero()[:, 0] % max(n, 1)  # sorted by kernel cell, then by key
-    near, far, half = row[near], row[far[is_pair]], is_pair.sum(1)
+    near, far, half = row[near], row[far[is_pair]], is_pair.sum(1).tolist()
     # `far` lies at offset 26 - k of `near`: for kernel cell k, near is the neighbour of far
-    half_count = half.tolist()
-    blocks = torch.split(torch.stack([near, far]), half_count, 1)
-    source = torch.cat([near, *(b[1] for b in reversed(blocks))])
-    target = torch.cat([far, *(b[0] for b in reversed(blocks))])
-    count = (*half_count, *reversed(half_count))
+    blocks = list(torch.split(torch.stack([near, far]), half, 1))
+    if rounded:
+        blocks = [F.pad(block, (0, round_up(block.shape[1]) - block.shape[1]), value=UNUSED) for block in blocks]
+        half = [block.shape[1] for block in blocks]
+    source = torch.cat([*(b[0] for b in blocks), *(b[1] for b in reversed(blocks))])
+    target = torch.cat([*(b[1] for b in blocks), *(b[0] for b in reversed(blocks))])
+    count = [*half, *reversed(half)]
     # the pairs of each target, one per kernel cell at most: a table is faster than a sort
-    slot = torch.repeat_interleave(torch.cat([half, half.flip(0)]), output_size=len(target))
+    slot = torch.repeat_interleave(torch.tensor(count, device=device), output_size=len(target))
+    place, number = target * (KERNEL - 1) + slot, torch.arange(len(target), dtype=torch.int32, device=device)
+    if rounded:
+        used = target != UNUSED
+        place, number = place[used], number[used]
+        source = source.clamp(min=0)  # any row will do
     table = torch.full((n * (KERNEL - 1),), -1, dtype=torch.int32, device=device)
-    table[target * (KERNEL - 1) + slot] = torch.arange(len(target), dtype=torch.int32, device=device)
-    degree = torch.bincount(target, minlength=n)
+    table[place] = number
+    degree = torch.bincount(place // (KERNEL - 1), minlength=round_up(n) if rounded else n)
     return NeighborMap(source, target, count, table[table >= 0], (degree.cumsum(0) - degree).int())
 
 
