@@ -17,7 +17,7 @@ import larpanda
 from larpanda.cli import main
 
 GEANT4 = Path(__file__).parent / "data" / "geant4_20_v3extra.h5"
-VERBS = ("demo", "generate", "finetune", "evaluate", "reconstruct", "view", "import", "show")
+VERBS = ("demo", "generate", "finetune", "evaluate", "reconstruct", "view", "import", "bench", "show")
 RELEASED = Path(__file__).parent / "data" / "released"
 
 
@@ -69,6 +69,18 @@ def test_import(tmp_path, capsys):
         assert line in error
         assert error.count("\n") == 1
         assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("what", ["forward", "backward", "parts"])
+def test_bench(what, capsys):
+    arguments = ("--size", "nano", "--voxels", "300,900", "--batch", "1,2", "--repeats", "2", "--threads", "1")
+    assert run("bench", what, *arguments) == 0
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + 4 * (7 if what == "parts" else 1)
+    voxels = [int(row.split("|")[2].replace(",", "")) for row in table[2:]]
+    assert 270 <= voxels[0] <= 330
+    assert run("bench", what, "--size", "huge") == 2
+    assert "no such size; there are panda, nano" in capsys.readouterr().err
 
 
 def test_reconstruct(tmp_path, capsys):

@@ -165,6 +165,30 @@ def import_(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def bench(arguments: argparse.Namespace) -> int:
+    """Time the encoder and its parts on generated events: throughput, peak memory, share of the machine's limit."""
+    import torch
+
+    from larpanda.bench import SIZES, Case, header, line, run
+
+    if arguments.size not in SIZES:
+        raise ValueError(f"--size {arguments.size}: no such size; there are {', '.join(SIZES)}")
+    if arguments.what == "backward" and arguments.dtype != "float32":
+        raise ValueError("bench backward --dtype bfloat16: training is in float32; leave --dtype out")
+    threads = arguments.threads or torch.get_num_threads()
+    cases = [
+        Case(
+            arguments.size, arguments.what, voxels, batch, threads, arguments.dtype, arguments.device, arguments.repeats
+        )
+        for voxels in arguments.voxels
+        for batch in arguments.batch
+    ]
+    torch.set_num_threads(threads)
+    print(header(cases[0]), flush=True)
+    run(cases, lambda case, rows: print(*(line(case, row) for row in rows), sep="\n", flush=True))
+    return 0
+
+
 def show(arguments: argparse.Namespace) -> int:
     """Say what a bundle, run or file holds."""
     from larpanda.report import describe
@@ -311,6 +335,16 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a .pth file, or a folder with safetensors")
     one.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="folder to write")
 
+    one = verb("bench", bench, "larpanda bench forward --size nano --voxels 1000,5000 --threads 1")
+    one.add_argument("what", choices=["forward", "backward", "parts"], help="backward: forward and backward")
+    one.add_argument("--size", default="panda", help="panda (default, 91 M weights) or nano")
+    one.add_argument("--voxels", type=_numbers, default=[1000, 5000, 20000], help="of an event (1000,5000,20000)")
+    one.add_argument("--batch", type=_numbers, default=[1], help="events at a time, e.g. 1,4,16 (1)")
+    one.add_argument("--repeats", type=_number, default=5, help="batches to time, each of another size (5)")
+    one.add_argument("--threads", type=_number, help="of the CPU (PyTorch's default)")
+    device(one)
+    dtype(one)
+
     one = verb("show", show, "larpanda show nano")
     one.add_argument("what", metavar="BUNDLE|RUN|FILE", help="what to describe")
     return parser
@@ -326,6 +360,17 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         print(self.text)
         parser.exit()
+
+
+def _number(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+    return value
+
+
+def _numbers(text: str) -> list[int]:
+    return [_number(part) for part in text.split(",")]
 
 
 def _positive(text: str) -> float:
