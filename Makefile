@@ -22,6 +22,8 @@ test-slow: .venv/dev
 	$(BIN)/python -m pytest -m slow
 
 bench: .venv/dev
+	$(BIN)/larpanda bench forward --voxels 1000,5000,20000
+	$(BIN)/larpanda bench backward --voxels 3400 --batch 4 --threads 1
 	$(BIN)/python benchmarks/geometry.py
 	$(BIN)/python benchmarks/compare_generator.py
 

@@ -3,7 +3,7 @@
     python benchmarks/geometry.py [--events 20] [--threads 1]
 
 Each part is timed on the same generated events, one event at a time, all of different size, in turns with its peer;
-the ratio is of the medians. The limit for the whole encoder is the speed of a plain matrix product on this machine.
+the ratio is of the medians. For the whole encoder there are ``larpanda bench`` and ``compare_released.py``.
 """
 
 import argparse
@@ -12,12 +12,10 @@ import statistics
 import time
 
 import torch
-import torch.nn.functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 import larpanda
 from larpanda.event import PointBatch
-from larpanda.model.backbone import CURVE_DEPTH, Encoder, EncoderConfig
+from larpanda.model.backbone import CURVE_DEPTH
 from larpanda.sparse.attend import attend, windows
 from larpanda.sparse.convolve import convolve
 from larpanda.sparse.grid import voxelize
@@ -72,10 +70,9 @@ def main():
     sizes = [len(event) for event in events]
     print(f"{platform.machine()}, {arguments.threads} thread(s), PyTorch {torch.__version__}, {len(events)} events")
     print(f"generate:pilarnet, seed {SEED}: {min(sizes)} to {max(sizes)} voxels above 0.13 MeV")
-    rows, rates = {}, []
+    rows = {}
     channels = 48
     kernel = torch.randn(KERNEL, channels, channels)
-    encoder = Encoder(EncoderConfig())
     for event in events:
         batch = PointBatch.pack([event])
         cells, _ = voxelize(batch.position, batch.start, CURVE_DEPTH)
@@ -94,20 +91,11 @@ def main():
             ("one search for each offset", neighbors_by_search, cells.cell, cells.event_id),
         ):
             rows.setdefault(name, []).append(min(seconds(*call) for _ in range(3)))
-        with FlopCounterMode(display=False) as counter:
-            encoder(batch)
-        square = torch.randn(1024, 1024)
-        peak = 2 * 1024**3 / min(seconds(F.linear, square, square) for _ in range(3))
-        took = seconds(encoder, batch)
-        rates.append((counter.get_total_flops() / took, peak, took))
     names = list(rows)
     print("\n| part | ms, median of events | peer | ms | peer / ours |\n|---|---|---|---|---|")
     for ours, peer in zip(names[::2], names[1::2], strict=True):
         a, b = (1e3 * statistics.median(rows[name]) for name in (ours, peer))
         print(f"| {ours} | {a:.2f} | {peer} | {b:.2f} | {b / a:.2f} |")
-    took, rate, peak = (statistics.median(column) for column in zip(*((t, r, p) for r, p, t in rates), strict=True))
-    share = f"{rate / peak:.2f} of its speed"
-    print(f"| encoder of 91 M, whole event | {1e3 * took:.0f} | matrix product 1024^3 | | {share} |")
 
 
 if __name__ == "__main__":

@@ -114,8 +114,11 @@ def test_up_cast_of_a_hand_made_pyramid():
         position=torch.zeros(4, 3),
         start=torch.tensor([0, 2]),
     )
-    assert pyramid.upcast().tolist() == [[1, 10, 5], [2, 20, 5], [3, 20, 5], [4, 20, 5]]
-    assert pyramid.upcast(1).tolist() == [[10, 5], [20, 5]]
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients):
+            assert pyramid.upcast().tolist() == [[1, 10, 5], [2, 20, 5], [3, 20, 5], [4, 20, 5]]
+            assert pyramid.upcast(1).tolist() == [[10, 5], [20, 5]]
+            assert pyramid.upcast(2).tolist() == [[5]]
     assert pyramid.at_points(pyramid.upcast()).tolist() == [[4, 20, 5], [1, 10, 5]]
 
 
@@ -206,6 +209,13 @@ def test_runs_threads_batches_and_orders_of_points_change_nothing(wide_model, ma
                 assert_same(a, b)
     finally:
         torch.set_num_threads(threads)
+
+
+def test_large_events_go_through_in_pieces(tiny_model, make_cloud):
+    event = make_cloud(9000)
+    (found,) = outputs(tiny_model, event)
+    batch = PointBatch.pack([event])
+    assert_same(found[:, :5], tiny_model.semantic(tiny_model.encoder(batch)))
 
 
 @pytest.mark.gpu

@@ -25,6 +25,7 @@ from larpanda.sparse.segment import max_runs, spread_runs, take_rows
 
 CURVE_DEPTH = 11  # bits per axis at level 0: the image has 10, and a rotated one still fits 2048 cells
 ENERGY_RANGE_MEV = (0.01, 20.0)  # mapped to -1..1 by the log scale of PoLAr-MAE, which Panda keeps (paper section 3.4)
+MLP_ROWS = 8192  # that go through a feed-forward layer at a time where no gradient is needed
 IN_CHANNELS = 4  # x, y, z, energy
 
 
@@ -125,10 +126,20 @@ class Pyramid:
         Returns:
             [M, sum of C_l for l >= level], finest level first.
         """
-        result = self.features[-1]
-        for finer in range(len(self.features) - 2, level - 1, -1):
-            spread = spread_runs(result, self.lengths[finer], self.runs[finer])
-            result = torch.cat([self.features[finer], spread], 1)
+        if torch.is_grad_enabled():
+            result = self.features[-1]
+            for finer in range(len(self.features) - 2, level - 1, -1):
+                spread = spread_runs(result, self.lengths[finer], self.runs[finer])
+                result = torch.cat([self.features[finer], spread], 1)
+            return result
+        # the same without gradients, in half the memory: every level at once into its columns
+        finest, row = self.features[level], None
+        result = finest.new_empty(len(finest), sum(x.shape[1] for x in self.features[level:]))
+        columns = result.split([x.shape[1] for x in self.features[level:]], 1)  # type: ignore[no-untyped-call]
+        for number, (x, part) in enumerate(zip(self.features[level:], columns, strict=True), level):
+            part.copy_(x if row is None else x.index_select(0, row))
+            if number < len(self.runs):
+                row = self.runs[number] if row is None else self.runs[number][row]
         return result
 
     def at_points(self, x: Tensor) -> Tensor:
@@ -181,7 +192,10 @@ class Block(nn.Module):
         x = x + self.conv_norm(self.conv_linear(self.conv(x, level.neighbors)))
         attended = attend(self.qkv(self.attention_norm(x)), self.heads, level.windows, self.order)
         x = x + self._drop(self.attention_linear(attended) * self.attention_scale, level, generator)
-        fed = self.mlp_out(self.mlp_in(self.mlp_norm(x)))
+        if torch.is_grad_enabled() or len(x) <= MLP_ROWS:
+            fed = self.mlp_out(self.mlp_in(self.mlp_norm(x)))
+        else:  # the wide rows within stay in the cache
+            fed = torch.cat([self.mlp_out(self.mlp_in(self.mlp_norm(rows))) for rows in torch.split(x, MLP_ROWS)])
         return x + self._drop(fed * self.mlp_scale, level, generator)
 
     def _drop(self, branch: Tensor, level: Level, generator: torch.Generator | None) -> Tensor:
