@@ -161,7 +161,7 @@ def load(bundle: str | os.PathLike[str], device: str = "auto", dtype: str = "flo
     Args:
         bundle: ``"nano"``, a folder with config.json and model.safetensors, or a ``.pth`` file of released weights.
         device: ``auto``, ``cpu`` or ``cuda``.
-        dtype: of weights and features: ``float32``, or ``bfloat16``, which large models compute 1.6 times as fast on
+        dtype: of weights and features: ``float32``, or ``bfloat16``, which large models compute 1.5 times as fast on
             CPUs that have it (AMX, AVX512-BF16); features then differ by 2 %. Results are float32 all the same.
 
     Raises:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 STEP = 16  # rows; below 256 the growth exceeds 6 %, on products that are quick anyway
 PACKED_WIDTH = 192
-HEADS_AT_ONCE = 8  # whose logits, 1 MB in windows of 256, stay in the cache
+HEADS_AT_ONCE = 24  # in windows of 256, logits and weights of 3 MB each
 
 
 def round_up(n: int) -> int:
@@ -84,14 +84,15 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) ->
     if mask is not None:  # few: at most one window an event
         whole = F.scaled_dot_product_attention(query.float(), key.float(), value.float(), attn_mask=mask)
         return whole.to(query.dtype)
-    # PyTorch's own is slower in bfloat16 than in float32 where heads are narrow. Products in bfloat16, a few heads at a
-    # time so that their logits stay in the cache, are 1.1 to 1.2 times as fast as float32.
+    # PyTorch's own is slower in bfloat16 than in float32 where heads are narrow. Products in bfloat16, some heads at a
+    # time into memory that is used again, are 1.5 times as fast as float32.
     q, k, v = (x.flatten(0, 1) for x in (query * query.shape[3] ** -0.5, key.transpose(2, 3), value))
     out = torch.empty_like(v)
-    logits = q.new_empty(HEADS_AT_ONCE, q.shape[1], q.shape[1])
+    logits, weights = q.new_empty(2, HEADS_AT_ONCE, q.shape[1], q.shape[1])
     for first in range(0, len(q), HEADS_AT_ONCE):
         heads = slice(first, first + HEADS_AT_ONCE)
-        some = logits[: len(q[heads])]
-        torch.bmm(q[heads], k[heads], out=some)
-        torch.bmm(some.softmax(2), v[heads], out=out[heads])
+        n = len(q[heads])
+        torch.bmm(q[heads], k[heads], out=logits[:n])
+        torch.softmax(logits[:n], 2, out=weights[:n])
+        torch.bmm(weights[:n], v[heads], out=out[heads])
     return out.view(query.shape)
