@@ -12,7 +12,7 @@ Arrays, for each `name` of `PROJECTILES`:
     {name}_mev, {name}_first                                              reactions by energy (0 at rest); offsets into
     {name}_kind, {name}_out_mev, {name}_out_cos, {name}_out_phi           what came out: kind, kinetic energy, direction
 
-`kind` is 0 photon, 1 electron, 2 positron, 3 pi+, 4 pi-, 5 pi0, 6 proton, 7 neutron, 8 deuteron, 9 triton, 10 He-3,
+`out_phi` is in units of pi / 127. `kind` is 0 photon, 1 electron, 2 positron, 3 pi+, 4 pi-, 5 pi0, 6 proton, 7 neutron, 8 deuteron, 9 triton, 10 He-3,
 11 alpha, 12 a heavier nucleus. Directions are relative to that of the projectile.
 Muons (mu-) are at rest; a capture that is a decay in orbit has one electron of some MeV.
 """
@@ -27,16 +27,16 @@ import numpy as np
 
 KINDS = (22, 11, -11, 211, -211, 111, 2212, 2112, 1000010020, 1000010030, 1000020030, 1000020040)
 NUCLEUS = len(KINDS)
-PROJECTILES = {  # name: particle, how many reactions, lowest and highest kinetic energy in MeV (None: at rest)
-    "pi+": ("pi+", 8000, 2.0, 1500.0),
-    "pi-": ("pi-", 8000, 2.0, 1500.0),
-    "proton": ("proton", 10000, 1.0, 1500.0),
-    "neutron": ("neutron", 16000, 0.2, 1500.0),
-    "pi-_rest": ("pi-", 2500, None, None),
-    "mu-_rest": ("mu-", 2500, None, None),
+PROJECTILES = {  # name: particle, how many reactions; MeV: the lowest, where most of them begin, the highest (None: at rest)
+    "pi+": ("pi+", 12000, (2.0, 20.0, 1500.0)),
+    "pi-": ("pi-", 12000, (2.0, 20.0, 1500.0)),
+    "proton": ("proton", 12000, (1.0, 10.0, 1500.0)),
+    "neutron": ("neutron", 20000, (1e-8, 1.5, 1500.0)),
+    "pi-_rest": ("pi-", 2500, None),
+    "mu-_rest": ("mu-", 2500, None),
 }
-PATH_NODES = 40
-FLIGHTS = 100_000  # for the mean free paths
+PATH_NODES = 80
+FLIGHTS = 150_000  # for the mean free paths
 INVISIBLE = {12, 14, 16}
 ELASTIC, CAPTURE, INELASTIC, NOTHING = range(4)
 
@@ -156,31 +156,38 @@ def kind_of(pdg):
     return NUCLEUS if pdg > 1_000_000_000 else None
 
 
-def what_happened(process):
-    """Geant4's name of a process -> one of the four; nothing: it left the argon."""
+def what_happened(process, made):
+    """Geant4's name of a process -> one of the four.
+
+    Nothing: the particle left the argon, or the cascade gave up after some tries and let it go on as it was.
+    """
     if process.endswith("Inelastic"):
-        return INELASTIC
+        return INELASTIC if made else NOTHING
     return {"hadElastic": ELASTIC, "nCapture": CAPTURE}.get(process, NOTHING)
 
 
 def table(name, manager, actions, rng, report):
     """The arrays of one projectile."""
-    particle, n, low, high = PROJECTILES[name]
+    particle, n, energies = PROJECTILES[name]
     reactions, elastic, flown, strange = [], [], [], 0
-    while len(reactions) < n or (low is not None and len(flown) < FLIGHTS):
-        mev = 0.0 if low is None else float(math.exp(rng.uniform(math.log(low), math.log(high))))
+    while len(reactions) < n or (energies and len(flown) < FLIGHTS):
+        mev = 0.0
+        if energies:
+            low, usual, high = energies
+            low = usual if rng.random() < 0.8 else low
+            mev = float(math.exp(rng.uniform(math.log(low), math.log(high))))
         step, made = react(manager, actions, particle, mev)
         out = [(kind_of(m[0]), *m[1:]) for m in made if abs(m[0]) not in INVISIBLE]
         if any(m[0] is None for m in out):
             strange += 1  # kaons and etas, which the generator does not know: above 0.7 GeV, and rare
-        elif low is None:
+        elif energies is None:
             reactions.append((0.0, out))
-        elif (happened := what_happened(step.process)) == INELASTIC:
+        elif (happened := what_happened(step.process, made)) == INELASTIC:
             reactions.append((mev, out))
         elif happened == ELASTIC:
             elastic.append((mev, step.cos))
-        if low is not None:
-            flown.append((mev, step.path, what_happened(step.process)))
+        if energies:
+            flown.append((mev, step.path, what_happened(step.process, made)))
     print(f"{name}: {len(flown)} flights, {len(elastic)} elastic, {strange} left out", file=report, flush=True)
     reactions = [reactions[i] for i in rng.permutation(len(reactions))[:n]]
     reactions.sort(key=lambda r: r[0])
@@ -191,9 +198,9 @@ def table(name, manager, actions, rng, report):
         f"{name}_kind": flat[:, 0].astype(np.int8),
         f"{name}_out_mev": flat[:, 1].astype(np.float16),
         f"{name}_out_cos": flat[:, 4].astype(np.float16),
-        f"{name}_out_phi": np.arctan2(flat[:, 3], flat[:, 2]).astype(np.float16),
+        f"{name}_out_phi": np.round(np.arctan2(flat[:, 3], flat[:, 2]) * (127 / math.pi)).astype(np.int8),
     }
-    if low is None:
+    if energies is None:
         return result
     elastic = np.array(sorted(elastic))
     thin = np.sort(rng.permutation(len(elastic))[: n // 2])
@@ -201,7 +208,7 @@ def table(name, manager, actions, rng, report):
         f"{name}_elastic_mev": elastic[thin, 0].astype(np.float32),
         f"{name}_elastic_cos": elastic[thin, 1].astype(np.float32),
     }
-    return result | paths(name, np.array(flown), low, high)
+    return result | paths(name, np.array(flown), energies[0], energies[2])
 
 
 def paths(name, flown, low, high):

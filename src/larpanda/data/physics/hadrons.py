@@ -1,9 +1,9 @@
 """Pions, protons and neutrons on argon nuclei: how often, and what comes out.
 
-Both are looked up in a table of some 47,000 reactions that Geant4 simulated one by one (physics list FTFP_BERT: Bertini's
-cascade and evaporation; `benchmarks/geant4_reactions.py` makes it). A reaction here is one of those of nearly the same
-energy, drawn at random, turned about the projectile's direction and scaled to its energy. So multiplicities, spectra,
-angles and what goes with what are Geant4's, as far as a sample of that size can tell.
+Both are looked up in a table of 61,000 reactions that Geant4 simulated one by one (physics list FTFP_BERT: Bertini's
+cascade and evaporation; `benchmarks/geant4_reactions.py` makes it). A reaction here is one of those of nearly the
+same energy, drawn at random, turned about the projectile's direction and scaled to its energy. So multiplicities,
+spectra, angles and what goes with what are Geant4's, as far as a sample of that size can tell.
 """
 
 import functools
@@ -34,7 +34,6 @@ from larpanda.data.physics.kernel import (
 from larpanda.data.physics.material import (
     MUON_MASS,
     NEUTRON_MASS,
-    PER_BARN,
     PION_MASS,
     PROTON,
     PROTON_MASS,
@@ -53,8 +52,10 @@ ELASTIC, CAPTURED, INELASTIC = range(3)
 _PDG = np.array([22, 11, -11, 211, -211, 111, 2212, 2112])
 _ION_MASS, _ION_CHARGE = np.array([1875.6, 2808.9, 2808.4, 3727.4]), np.array([1.0, 1.0, 2.0, 2.0])
 ARGON_MASS = 37_215.0  # MeV
-NEIGHBOURS = 25  # a reaction is one of the 25 above or below in energy: 4 % for pions
-COLDEST_NEUTRON = 2.5e-8  # MeV
+# A reaction is one of so many next to it in energy, above or below: 15 % away for pions. Fewer would make what happens at
+# one energy the chance of a few rows. An elastic angle, which is not scaled, comes from nearer by.
+NEIGHBOURS, ELASTIC_NEIGHBOURS = 400, 50
+COLDEST_NEUTRON = 2.5e-8  # MeV, room temperature, as in Geant4's table of this argon
 
 
 class ReactionTables(NamedTuple):
@@ -104,7 +105,7 @@ def reaction_tables() -> ReactionTables:
         joined("kind").astype(np.int64),
         joined("out_mev"),
         joined("out_cos"),
-        joined("out_phi"),
+        joined("out_phi") * (np.pi / 127),
     )
 
 
@@ -126,12 +127,12 @@ def rates(tables: ReactionTables, projectile: int, energy: float) -> tuple[float
 
 
 @kernel
-def _near(energies: Floats, start: int, stop: int, energy: float, rng: np.random.Generator) -> int:
-    """A random row of start..stop whose energy is near `energy`."""
+def _near(energies: Floats, start: int, stop: int, energy: float, width: int, rng: np.random.Generator) -> int:
+    """A random row of start..stop whose energy is near `energy`, as often above as below."""
     row = start + int(np.searchsorted(energies[start:stop], energy))
-    low = max(row - NEIGHBOURS, start)
-    high = min(row + NEIGHBOURS, stop)
-    return low + int(rng.random() * (high - low))
+    row = min(max(row, start + 1), stop - 1)
+    width = min(width, row - start, stop - row)
+    return row - width + int(rng.random() * 2 * width)
 
 
 @kernel
@@ -139,9 +140,8 @@ def scatter_elastically(
     tables: ReactionTables, projectile: int, energy: float, rng: np.random.Generator
 ) -> tuple[float, float]:
     """The cosine of the angle of an elastic scatter of a projectile of `energy` MeV, and the MeV that it loses."""
-    row = _near(
-        tables.elastic_energy, tables.elastic_block[projectile], tables.elastic_block[projectile + 1], energy, rng
-    )
+    start, stop = tables.elastic_block[projectile], tables.elastic_block[projectile + 1]
+    row = _near(tables.elastic_energy, start, stop, energy, ELASTIC_NEIGHBOURS, rng)
     momentum2 = energy * (energy + 2.0 * _MASS[projectile])
     cos = tables.elastic_cos[row]
     return cos, min(momentum2 * (1.0 - cos) / ARGON_MASS, energy)
@@ -164,7 +164,7 @@ def react(
     if projectile >= PI_MINUS_AT_REST:
         row = start + int(rng.random() * (stop - start))
     else:
-        row = _near(tables.energy, start, stop, particle.energy, rng)
+        row = _near(tables.energy, start, stop, particle.energy, NEIGHBOURS, rng)
     scale = (particle.energy + rest) / (tables.energy[row] + rest)
     process = HADRONIC if projectile < PI_MINUS_AT_REST else CAPTURE
     x, y, z = particle.x, particle.y, particle.z
@@ -220,10 +220,7 @@ def neutron(
     energy, x, y, z, ux, uy, uz = ledger.start[track]
     path = 0.0
     while True:
-        elastic, captured, inelastic = rates(tables, NEUTRONS, max(energy, COLDEST_NEUTRON))
-        if energy < tables.lowest[NEUTRONS]:
-            inelastic = 0.0
-            captured = PER_BARN * 0.66 * np.sqrt(COLDEST_NEUTRON / max(energy, COLDEST_NEUTRON))  # 1 / v
+        elastic, captured, inelastic = rates(tables, NEUTRONS, energy)
         rate = elastic + captured + inelastic
         free = rng.standard_exponential() / rate
         x, y, z, path = x + free * ux, y + free * uy, z + free * uz, path + free
