@@ -136,7 +136,10 @@ def _particle_truth(truth: Truth, image: Image, tracks: np.ndarray, species: np.
         momentum=torch.from_numpy(momentum.astype(np.float32)),
         momentum_vector=torch.from_numpy((momentum[:, None] * direction).astype(np.float32)),
         start=torch.from_numpy(image.to_voxels(place).astype(np.float32)),
+        end=torch.full((len(tracks), 3), torch.nan),
+        contained=torch.full((len(tracks),), UNKNOWN),
         primary=torch.from_numpy((parent == 0).astype(np.int64)),
+        process=torch.from_numpy(truth.process[tracks]),
         parent_pdg=torch.from_numpy(np.where(parent > 0, truth.pdg[parent], 0)),
         parent_track_id=torch.from_numpy(parent),
     )
