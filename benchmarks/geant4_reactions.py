@@ -31,12 +31,12 @@ PROJECTILES = {  # name: particle, how many reactions; MeV: the lowest, where mo
     "pi+": ("pi+", 12000, (2.0, 20.0, 1500.0)),
     "pi-": ("pi-", 12000, (2.0, 20.0, 1500.0)),
     "proton": ("proton", 12000, (1.0, 10.0, 1500.0)),
-    "neutron": ("neutron", 20000, (1e-8, 1.5, 1500.0)),
+    "neutron": ("neutron", 20000, (1e-8, 0.05, 1500.0)),
     "pi-_rest": ("pi-", 2500, None),
     "mu-_rest": ("mu-", 2500, None),
 }
-PATH_NODES = 80
-FLIGHTS = 150_000  # for the mean free paths
+PATH_NODES = 160
+FLIGHTS = 200_000  # for the mean free paths
 INVISIBLE = {12, 14, 16}
 ELASTIC, CAPTURE, INELASTIC, NOTHING = range(4)
 

@@ -55,6 +55,7 @@ ARGON_MASS = 37_215.0  # MeV
 # A reaction is one of so many next to it in energy, above or below: 15 % away for pions. Fewer would make what happens at
 # one energy the chance of a few rows. An elastic angle, which is not scaled, comes from nearer by.
 NEIGHBOURS, ELASTIC_NEIGHBOURS = 400, 50
+SLOWEST_RECOIL = 0.1  # MeV: Geant4 follows faster argon nuclei
 COLDEST_NEUTRON = 2.5e-8  # MeV, room temperature, as in Geant4's table of this argon
 
 
@@ -238,7 +239,11 @@ def neutron(
             end_track(ledger, track, STOPPED, x, y, z, path)
             return
         cos, lost = scatter_elastically(tables, NEUTRONS, energy, rng)
-        add_deposit(ledger, half, track if lost < 0.1 else 0, lost, x, y, z)
+        if lost < SLOWEST_RECOIL:  # the neutron's own, and as every step's in its middle
+            back = 0.5 * free
+            add_deposit(ledger, half, track, lost, x - back * ux, y - back * uy, z - back * uz)
+        else:
+            add_deposit(ledger, half, 0, lost, x, y, z)
         ux, uy, uz = turn(ux, uy, uz, cos, 2.0 * np.pi * rng.random())
         energy = max(energy - lost, COLDEST_NEUTRON)
 

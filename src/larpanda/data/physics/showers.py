@@ -186,9 +186,8 @@ def electron(
         rate = radiate + strike + vanish
         free = rng.standard_exponential() / rate
         step = min(max_step, free)
-        gamma = 1.0 + energy / ELECTRON_MASS
         mean = mean_loss(stopping, ELECTRON, energy, step) + step * soft_loss
-        loss = straggle(mean, step, 1.0 - 1.0 / gamma**2, 0.5 * energy, rng)
+        loss = straggle(mean, 0.5 * energy, rng)
         loss = min(loss, energy)
         cos = scatter(ELECTRON_MASS, energy, step, rng)
         vx, vy, vz = turn(ux, uy, uz, cos, 2.0 * np.pi * rng.random())
@@ -310,7 +309,8 @@ def photon(
                 add_track(ledger, track, 11, COMPTON, Particle(struck, x, y, z, vx / norm, vy / norm, vz / norm))
         elif choice < compton + absorb:
             bound = 3.206e-3  # K shell
-            add_deposit(ledger, half, track, bound, x, y, z)
+            back = 0.5 * free  # as every step, in its middle
+            add_deposit(ledger, half, track, bound, x - back * ux, y - back * uy, z - back * uz)
             vx, vy, vz = isotropic(rng) if k < 0.1 else (ux, uy, uz)
             add_track(ledger, track, 11, PHOTO_ELECTRIC, Particle(k - bound, x, y, z, vx, vy, vz))
             end_track(ledger, track, VANISHED, x, y, z, path)

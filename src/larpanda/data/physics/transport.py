@@ -252,7 +252,7 @@ def heavy(ledger: Ledger, argon: Argon, track: int, rng: np.random.Generator) ->
         free = rng.standard_exponential() / rate if rate > 0.0 else np.inf
         here = free <= step
         step = min(step, free)
-        loss = min(energy, straggle(mean_loss(stopping, kind, energy, step), step, beta2, largest, rng))
+        loss = min(energy, straggle(mean_loss(stopping, kind, energy, step), largest, rng))
         cos = scatter(mass, energy, step, rng)
         vx, vy, vz = turn(ux, uy, uz, cos, 2.0 * np.pi * rng.random())
         first = step * rng.random()
