@@ -297,6 +297,14 @@ def test_a_dead_box_takes_exactly_its_voxels(event):
     assert len(after.particles) == len(event.particles)
 
 
+def test_a_box_ends_before_its_high_corner():
+    cube = np.array(list(itertools.product(range(4), repeat=3)))
+    boxes = (((1, 1, 1), (2, 3, 4)),)
+    after = apply_detector(Event.from_arrays(cube, np.ones(64)), Detector(dead_boxes=boxes), rng())
+    gone = {(1, y, z) for y in (1, 2) for z in (1, 2, 3)}
+    assert set(keys(after)) == set(map(tuple, cube.tolist())) - gone
+
+
 def test_dead_wires_are_slabs_in_z():
     z = np.arange(768)
     wall = Event.from_arrays(np.stack([z * 0 + 5, z * 0 + 7, z], 1), np.ones(768))
@@ -329,7 +337,11 @@ def test_same_seed_same_bytes_other_seed_other_noise(event):
     assert keys(first) != keys(other)
 
 
-def test_all_effects_together_give_an_event_that_can_be(event):
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_all_effects_together_give_an_event_that_can_be(event, shuffled):
+    if shuffled:  # LED points anywhere
+        order = torch.from_numpy(rng().permutation(len(event)))
+        event = replace(event, **{name: getattr(event, name)[order] for name in COLUMNS})
     after = apply_detector(event, EVERYTHING, rng())
     assert after.problem() is None
     assert len(energies(after)) == len(after)
