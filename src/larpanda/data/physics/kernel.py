@@ -13,15 +13,26 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from larpanda.event import CreationProcess
+
 Function = TypeVar("Function", bound=Callable[..., object])
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-# What made a track. The label rules read these.
-PRIMARY, KNOCK_ON, IONISATION, BREMSSTRAHLUNG, CONVERSION, COMPTON, PHOTO_ELECTRIC, ANNIHILATION, DECAY, HADRONIC = (
-    range(10)
-)
-CAPTURE = 10  # at rest, of a pi-, mu- or neutron
+# What made a track. The label rules read these. Plain numbers, since compiled code knows no IntEnum.
+(
+    PRIMARY,
+    KNOCK_ON,
+    IONISATION,
+    BREMSSTRAHLUNG,
+    CONVERSION,
+    COMPTON,
+    PHOTO_ELECTRIC,
+    ANNIHILATION,
+    DECAY,
+    HADRONIC,
+    CAPTURE,
+) = map(int, CreationProcess)
 
 # How a track ended.
 LEFT, STOPPED, VANISHED = range(3)  # left the argon; came to rest; decayed on the way, reacted or was absorbed
