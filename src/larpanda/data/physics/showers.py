@@ -41,7 +41,7 @@ from larpanda.data.physics.material import (
     table_at,
 )
 from larpanda.data.physics.radiation import PHOTON_CUT, RadiationTables, pair_rate, radiated_photon, radiation_at
-from larpanda.data.physics.scattering import RE2, scatter
+from larpanda.data.physics.scattering import RE2, scatter, turning_rate
 
 MAX_STEPS = 30_000  # of one track: 21 m
 
@@ -189,16 +189,14 @@ def electron(
         mean = mean_loss(stopping, ELECTRON, energy, step) + step * soft_loss
         loss = straggle(mean, 0.5 * energy, rng)
         loss = min(loss, energy)
-        cos = scatter(ELECTRON_MASS, energy, step, rng)
-        vx, vy, vz = turn(ux, uy, uz, cos, 2.0 * np.pi * rng.random())
-        # The turn happens somewhere on the way: this gives the sideways shift that goes with the angle.
-        # A step bends within itself, the more the less there is left: the chord of Geant4's steps, measured.
-        chord = step * reach / (reach + 0.55)
-        before = chord * rng.random()
-        after = chord - before
-        dx, dy, dz = before * ux + after * vx, before * uy + after * vy, before * uz + after * vz
+        # As in Geant4, a step is a straight line in the old direction, as long as scattering leaves it on average.
+        turning = turning_rate(ELECTRON_MASS, energy)
+        chord = (1.0 - np.exp(-turning * step)) / turning
+        dx, dy, dz = chord * ux, chord * uy, chord * uz
         add_deposit(ledger, half, track, loss, x + 0.5 * dx, y + 0.5 * dy, z + 0.5 * dz)
-        x, y, z, ux, uy, uz = x + dx, y + dy, z + dz, vx, vy, vz
+        x, y, z = x + dx, y + dy, z + dz
+        cos = scatter(ELECTRON_MASS, max(energy - 0.5 * loss, 0.02), step, rng)
+        ux, uy, uz = turn(ux, uy, uz, cos, 2.0 * np.pi * rng.random())
         energy -= loss
         path += step
         if energy < 0.02:

@@ -253,14 +253,12 @@ def heavy(ledger: Ledger, argon: Argon, track: int, rng: np.random.Generator) ->
         here = free <= step
         step = min(step, free)
         loss = min(energy, straggle(mean_loss(stopping, kind, energy, step), largest, rng))
-        cos = scatter(mass, energy, step, rng)
-        vx, vy, vz = turn(ux, uy, uz, cos, 2.0 * np.pi * rng.random())
-        first = step * rng.random()
-        dx = first * ux + (step - first) * vx
-        dy = first * uy + (step - first) * vy
-        dz = first * uz + (step - first) * vz
+        # As in Geant4, a step is a straight line in the old direction.
+        dx, dy, dz = step * ux, step * uy, step * uz
         add_deposit(ledger, half, track, loss, x + 0.5 * dx, y + 0.5 * dy, z + 0.5 * dz)
-        x, y, z, ux, uy, uz = x + dx, y + dy, z + dz, vx, vy, vz
+        x, y, z = x + dx, y + dy, z + dz
+        cos = scatter(mass, energy, step, rng)
+        ux, uy, uz = turn(ux, uy, uz, cos, 2.0 * np.pi * rng.random())
         energy -= loss
         path += step
         if not here or energy <= 0.01:
