@@ -127,9 +127,10 @@ def view(arguments: argparse.Namespace) -> int:
 
 def finetune(arguments: argparse.Namespace) -> int:
     """Train a head, with the encoder, on labels."""
+    from larpanda.config import override
     from larpanda.data import open_events
     from larpanda.train.finetune import finetune_semantic
-    from larpanda.train.recipes import RECIPES, override
+    from larpanda.train.recipes import RECIPES
 
     if arguments.recipe not in RECIPES:
         raise ValueError(f"--recipe {arguments.recipe}: no such recipe; there are {', '.join(RECIPES)}")
