@@ -19,7 +19,7 @@ from larpanda.data.physics.transport import Truth, simulate
 from larpanda.event import PDG, UNKNOWN, Event, EventKey, ParticleTruth, compact
 
 _SPECIES = {pdg: int(species) for species, pdg in PDG.items()}
-MAX_DRAWS = 1000  # of one event, until it has `min_voxels`; pilarnet needs 1.04 on average
+MAX_DRAWS = 1000  # of one event, until it has `min_voxels`
 
 
 def generate(
