@@ -217,7 +217,7 @@ def _start_workers(n: int) -> dict[Any, BaseProcess]:
             crew[here] = process
     finally:
         if main_thread:
-            signal.signal(signal.SIGINT, before)
+            signal.signal(signal.SIGINT, before or signal.SIG_DFL)
     return crew
 
 
