@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from larpanda.event import MOTIF_PRIORITY, UNKNOWN, Event, Motif, PointBatch, compact
+from larpanda.event import MOTIF_PRIORITY, UNKNOWN, Event, Motif, ParticleTruth, PointBatch, compact
 
 
 def test_an_event_of_plain_lists():
@@ -124,3 +124,19 @@ def test_compact_ids_are_gapless_and_keep_order(ids):
         for old_b, new_b in zip(ids, new, strict=True):
             if min(old_a, old_b) >= 0:
                 assert (old_a < old_b) == (new_a < new_b)
+
+
+def test_kinetic_energy_is_that_of_relativity():
+    proton, muon = 938.272, 105.658
+    gamma = 1.25  # beta is 0.6
+    mass = torch.tensor([0.0, muon, muon, proton, proton, float("nan"), muon])
+    momentum = torch.tensor([250.0, 0.6 * gamma * muon, 0.0, 1.0, 1e6, 300.0, float("nan")])
+    expected = [250.0, 0.25 * muon, 0.0, 1 / (2 * proton), 1e6 - proton, float("nan"), float("nan")]
+    number = torch.zeros(7, dtype=torch.long)
+    place = torch.zeros(7, 3)
+    truth = ParticleTruth(
+        track_id=number, species=number, mass=mass, momentum=momentum, momentum_vector=place, start=place, end=place,
+        contained=number, primary=number, process=number, parent_pdg=number, parent_track_id=number,
+    )  # fmt: skip
+    assert truth.kinetic_energy.dtype == torch.float32
+    torch.testing.assert_close(truth.kinetic_energy, torch.tensor(expected), equal_nan=True)

@@ -42,6 +42,23 @@ class Species(IntEnum):
 
 PDG = {Species.PHOTON: 22, Species.ELECTRON: 11, Species.MUON: 13, Species.PION: 211, Species.PROTON: 2212}
 
+
+class CreationProcess(IntEnum):
+    """What made a particle."""
+
+    PRIMARY = 0  # nothing did: the interaction began with it
+    KNOCK_ON = 1  # an electron that a muon or hadron struck out
+    IONISATION = 2  # an electron that an electron or positron struck out
+    BREMSSTRAHLUNG = 3
+    CONVERSION = 4  # a photon to an electron and a positron
+    COMPTON = 5
+    PHOTO_ELECTRIC = 6
+    ANNIHILATION = 7
+    DECAY = 8
+    HADRONIC = 9  # a reaction on a nucleus
+    CAPTURE = 10  # by a nucleus
+
+
 # Which label a voxel keeps when several rows claim it: Supera's order (DeepLearnPhysics/Supera, 2020).
 MOTIF_PRIORITY = (Motif.TRACK, Motif.MICHEL, Motif.SHOWER, Motif.DELTA, Motif.LED)
 
@@ -85,12 +102,21 @@ class ParticleTruth:
     momentum: Tensor  # [P] float32, magnitude at the start, MeV/c, NaN where unknown
     momentum_vector: Tensor  # [P, 3] float32, MeV/c, NaN where unknown
     start: Tensor  # [P, 3] float32, where the particle began, image voxels; NaN in v1 and v2 (another frame)
+    end: Tensor  # [P, 3] float32, where it stopped, decayed, interacted or left the argon, image voxels, NaN unknown
+    contained: Tensor  # [P] int64, 1 all deposits of it and of what joined it are in the image, 0 some not, UNKNOWN
     primary: Tensor  # [P] int64, 1 primary, 0 not, UNKNOWN
+    process: Tensor  # [P] int64, a CreationProcess, UNKNOWN
     parent_pdg: Tensor  # [P] int64, signed PDG code of the parent, 0 for a primary, UNKNOWN
     parent_track_id: Tensor  # [P] int64, the parent's number in the simulation, 0 for a primary, UNKNOWN
 
     def __len__(self) -> int:
         return len(self.track_id)
+
+    @property
+    def kinetic_energy(self) -> Tensor:
+        """[P] float32, at the start, MeV; NaN where mass or momentum is unknown."""
+        mass = self.mass.double()  # float32 would leave nothing of a slow proton's energy
+        return (torch.hypot(self.momentum.double(), mass) - mass).float()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

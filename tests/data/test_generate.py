@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from larpanda.data.generate import generate
+from larpanda.data.physics import kernel
 from larpanda.data.physics.presets import PRESETS, Bomb, Preset, Source
-from larpanda.event import PDG, UNKNOWN, Event, EventKey, Motif, Species
+from larpanda.event import PDG, UNKNOWN, CreationProcess, Event, EventKey, Motif, Species
 
 
 def same(a: Event, b: Event) -> bool:
     columns = ("position", "energy", "motif", "species", "particle", "interaction", "vertex")
-    truth = ("track_id", "momentum_vector", "start", "parent_track_id")
+    truth = ("track_id", "momentum_vector", "start", "process", "parent_track_id")
     return (
         a.key == b.key
         and all(torch.equal(getattr(a, name), getattr(b, name)) for name in columns)
@@ -97,6 +98,16 @@ def test_the_truth_of_the_particles_is_complete(events):
         michel = torch.tensor([bool((e.motif[e.particle == i] == Motif.MICHEL).any()) for i in range(len(p))])
         assert (p.parent_pdg[michel].abs() == PDG[Species.MUON]).all()
         assert (p.momentum[michel] < 53.0).all()
+        assert ((p.primary == 1) == (p.process == CreationProcess.PRIMARY)).all()
+        assert (p.process[michel] == CreationProcess.DECAY).all()
+        assert (p.parent_pdg[p.process == CreationProcess.CONVERSION] == PDG[Species.PHOTON]).all()
+        assert (p.species[p.process == CreationProcess.KNOCK_ON] == Species.ELECTRON).all()
+        assert torch.isin(p.process, torch.tensor(list(CreationProcess))).all()
+
+
+def test_the_kernel_and_the_vocabulary_number_processes_alike():
+    theirs = {name: number for name, number in vars(kernel).items() if name in CreationProcess.__members__}
+    assert theirs == CreationProcess.__members__
 
 
 def test_primaries_start_at_their_vertex_and_tracks_begin_there(events):

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from larpanda.data import open_events
-from larpanda.event import UNKNOWN, Motif, Species
+from larpanda.event import UNKNOWN, CreationProcess, Motif, Species
 
 GEANT4 = Path(__file__).parent / "geant4_20_v3extra.h5"
 NAN = math.nan
@@ -35,6 +35,14 @@ EXTRA = [
     [0.0, 0.25, 1, 2, 3, 0, 0.0, 0.0, 0.25, 111, 8],
     [0.0, 0.125, 4, 5, 6, 0, 0.0, 0.125, 0.0, 22, 5],
     [493.677, 0.75, -4, -5, -6, 0, 0.75, 0.0, 0.0, 2212, 3],
+]
+OWN = [
+    # end, contained, process
+    [NAN, NAN, NAN, -1, -1],
+    [15, 25, 35, 1, 0],
+    [NAN, NAN, NAN, 0, 8],
+    [7, 8, 9, 1, 4],
+    [-1, -1, -1, -1, 10],
 ]
 INTERACTION = [[2, 1.5, 2.5, 3.5], [4, 10, 20, 30]]
 POINT = [[10 + i, 20, 30 + i, 0.25 * (i + 1), 0.5, 7, 1000, 0.3] for i in range(9)]
@@ -129,6 +137,26 @@ def test_every_revision_and_container(path, revision):
         assert event.vertex.tolist() == [[1.5, 2.5, 3.5], [10, 20, 30]]
     else:
         assert event.vertex is None
+    assert truth.end.isnan().all()
+    assert truth.contained.tolist() == truth.process.tolist() == [UNKNOWN] * 3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("revision", ["v2", "v3_extra"])
+def test_our_own_list_beside_any_revision(path, revision, dtype):
+    truth = read_one(path, row_of(revision) | {"larpanda_truth": OWN}, {"larpanda_truth": dtype}).particles
+    assert truth.end.dtype == torch.float32
+    torch.testing.assert_close(truth.end, torch.tensor([[NAN] * 3, [15, 25, 35], [-1, -1, -1]]), equal_nan=True)
+    assert truth.contained.tolist() == [0, 1, UNKNOWN]
+    assert truth.process.tolist() == [CreationProcess.DECAY, CreationProcess.PRIMARY, CreationProcess.CAPTURE]
+    assert truth.track_id.tolist() == [5, 7, 11]
+
+
+def test_containment_and_processes_that_we_do_not_know_are_unknown(path):
+    own = [OWN[0], [15, 25, 35, 2, 11], [1, 2, 3, NAN, NAN], OWN[3], [1, 2, 3, 0.5, -7]]
+    truth = read_one(path, row_of("v3_extra") | {"larpanda_truth": own}).particles
+    assert truth.contained.tolist() == truth.process.tolist() == [UNKNOWN] * 3
+    assert not truth.end.isnan().any()
 
 
 def test_reference_file_number_by_number():
@@ -275,11 +303,14 @@ def test_labels_for_some_events_only(path):
 
 
 def test_extras_for_some_events_only(path):
-    rows = [{"point": POINT, "cluster": CLUSTER}, row_of("v3_extra")]
+    rows = [{"point": POINT, "cluster": CLUSTER}, row_of("v3_extra") | {"larpanda_truth": OWN}]
     bare, full = open_events(write_by_hand(path, rows))
     assert bare.particle.tolist() == full.particle.tolist()
     assert bare.particles.track_id.tolist() == [5, 7, 11]
     assert bare.particles.momentum.isnan().all()
+    assert bare.particles.end.isnan().all()
+    assert bare.particles.process.tolist() == [UNKNOWN] * 3
+    assert full.particles.process.tolist() == [8, 0, 10]
     assert bare.vertex is None
 
 
@@ -370,6 +401,7 @@ FAULTS = {
     "extra without cluster": ({"cluster": []}, "sizes in 'cluster' .*sum to 0; expected 9"),
     "extra 2": ({"cluster_extra_2": [1, 2, 3]}, "'cluster_extra_2' has 3 numbers; expected 5 .* 25 for 5"),
     "interaction": ({"interaction_extra": [1, 2, 3]}, "'interaction_extra' has 3 numbers; expected 4"),
+    "our own": ({"larpanda_truth": np.ravel(OWN)[:24]}, "'larpanda_truth' has 24 numbers; expected 5 .* 25 for 5"),
     "fraction": (with_cluster(4, [1, 11, 11.5, 2, 1, 4]), r"'cluster' has 1, 11, 11\.5, .* whole numbers"),
     "nan": (with_cluster(4, [1, 11, NAN, 2, 1, 4]), "'cluster' has 1, 11, nan, .* whole numbers"),
 }
@@ -516,7 +548,7 @@ def test_energy_scale(path):
 @pytest.mark.parametrize("pitch", [1.0, 2.5, 3.0, 4.0, 4.5, 5.0, 6.0])
 def test_another_pitch_puts_centres_into_our_voxels(path, pitch):
     index = np.random.default_rng(0).integers(0, int(768 * 3 / pitch), (200, 3))
-    row = row_of("v3_extra") | {"point": np.column_stack([index, np.ones((200, 5))])}
+    row = row_of("v3_extra") | {"point": np.column_stack([index, np.ones((200, 5))]), "larpanda_truth": OWN}
     row["cluster"] = [[193, *CLUSTER[0][1:]], *([2, *c[1:]] for c in CLUSTER[1:3]), *CLUSTER[3:]]
     event = read_one(path, row, voxel_mm=pitch)
     centre_mm = (index + 0.5) * pitch
@@ -525,4 +557,5 @@ def test_another_pitch_puts_centres_into_our_voxels(path, pitch):
     assert event.problem() is None
     same = read_one(path, row)
     torch.testing.assert_close(event.particles.start, same.particles.start * pitch / 3)
+    torch.testing.assert_close(event.particles.end, same.particles.end * pitch / 3, equal_nan=True)
     torch.testing.assert_close(event.vertex, same.vertex * pitch / 3)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from larpanda.data import open_events, write_events
-from larpanda.event import Event, Motif, ParticleTruth
+from larpanda.event import UNKNOWN, CreationProcess, Event, Motif, ParticleTruth
 
 GEANT4 = Path(__file__).parent / "geant4_20_v3extra.h5"
 NAN = math.nan
@@ -82,7 +82,10 @@ def truth_about(p):
         momentum=real(0, p),
         momentum_vector=real(-1e5, p, 3),
         start=real(-1e5, p, 3),
+        end=real(-1e5, p, 3),
+        contained=tensors(st.integers(-1, 1), p),
         primary=tensors(st.integers(-1, 1), p),
+        process=tensors(st.integers(-1, len(CreationProcess) - 1), p),
         parent_pdg=tensors(st.sampled_from([-1, 0, 13, -211, 1000180400]), p),
         parent_track_id=tensors(st.integers(-1, 2**40), p),
     )
@@ -151,6 +154,73 @@ def test_a_written_file_keeps_the_rules_of_the_layout(tmp_path):
     assert np.array_equal(fragment, group)
     assert interaction[1:].tolist() == [0, 0, 1, 1, 2, 2]
     assert (species == -1).all()
+
+
+def with_ends(event, seed=0):
+    """The event, with the truth that v3_extra has no column for."""
+    rng, p = np.random.default_rng(seed), len(event.particles)
+    end = torch.from_numpy(rng.uniform(-1e3, 1e3, (p, 3)).astype(np.float32))
+    end[rng.random(p) < 0.3] = NAN
+    contained, process = (torch.from_numpy(rng.integers(-1, top, p)) for top in (2, len(CreationProcess)))
+    return replace(event, particles=replace(event.particles, end=end, contained=contained, process=process))
+
+
+def names_in(path):
+    if path.suffix == ".parquet":
+        return pq.read_schema(path).names
+    with h5py.File(path) as file:
+        return list(file)
+
+
+V3_EXTRA = {"point", "cluster", "cluster_extra", "cluster_extra_2", "interaction_extra"}
+
+
+def test_what_v3_extra_has_no_column_for_lies_in_a_list_of_its_own(tmp_path):
+    event = with_ends(open_events(GEANT4)[0])
+    write_events(tmp_path / "plain.h5", open_events(GEANT4)[:1])
+    write_events(tmp_path / "a.h5", [event])
+    truth = event.particles
+    with h5py.File(tmp_path / "a.h5") as file, h5py.File(tmp_path / "plain.h5") as plain:
+        for name in V3_EXTRA:  # another loader reads by name, and finds what it would have found
+            np.testing.assert_array_equal(file[name][0], plain[name][0])
+        group = file["cluster"][0].reshape(-1, 6)[:, 2].tolist()
+        own = file["larpanda_truth"][0].reshape(-1, 5)
+    assert len(own) == len(group)
+    row_of = {track: row for row, track in enumerate(truth.track_id.tolist())}
+    for track, row in zip(group, own, strict=True):
+        particle = row_of.get(track)
+        expected = [NAN, NAN, NAN, -1, -1]
+        if particle is not None:
+            expected = [*truth.end[particle].tolist(), int(truth.contained[particle]), int(truth.process[particle])]
+        np.testing.assert_array_equal(row, expected)
+
+
+def test_a_file_has_our_list_only_if_an_event_has_something_in_it(path):
+    events = list(open_events(GEANT4)) * 6  # of Parquet two row groups, and the list begins in the third
+    none_known = back(path, events)
+    assert set(names_in(path)) - {"n_points", "event_id"} == V3_EXTRA
+    unknown = none_known[0].particles
+    assert unknown.end.isnan().all()
+    assert (unknown.contained == UNKNOWN).all()
+    assert (unknown.process == UNKNOWN).all()
+    before = names_in(path)
+
+    events[103] = with_ends(events[103])
+    again = back(path, events)
+    assert set(names_in(path)) == {*before, "larpanda_truth"}
+    assert names_in(path)[-1] == "larpanda_truth" or path.suffix == ".h5"  # which keeps names by the alphabet
+    for a, b in zip(events, again, strict=True):
+        assert_equal(a, b)
+    assert {p.name for p in path.parent.iterdir()} <= {path.name, "events_points.npy"}
+
+
+@pytest.mark.parametrize("column", ["end", "contained", "process"])
+def test_one_known_number_is_enough_for_our_list(path, column):
+    event = open_events(GEANT4)[2]
+    values = getattr(event.particles, column).clone()
+    values[1] = 1
+    event = replace(event, particles=replace(event.particles, **{column: values}))
+    assert_equal(back(path, [event])[0], event)
 
 
 def test_fragments_that_lie_apart_stay_apart(tmp_path):
@@ -222,6 +292,13 @@ def same_track_twice():
     return replace(truth, track_id=truth.track_id.clamp(max=1))
 
 
+def first_particle(**changes):
+    """Truth of an event, in which columns of the first particle are something else."""
+    truth = open_events(GEANT4)[0].particles
+    columns = {name: torch.cat([torch.tensor([x]), getattr(truth, name)[1:]]) for name, x in changes.items()}
+    return geant4(particles=replace(truth, **columns))
+
+
 def led_with_particle():
     return Event.from_arrays([[1, 2, 3]], [1.0], [4], None, [0])
 
@@ -234,6 +311,9 @@ def led_with_particle():
         (led_with_particle, "1 LED points have a particle"),
         (lambda: replace(led_with_particle(), motif=torch.tensor([5])), r"motif spans 5\.\.5; expected 0\.\.4"),
         (lambda: geant4(vertex=torch.zeros(1, 3)), r"interaction spans -1\.\.\d; expected 0\.\.0"),
+        (lambda: first_particle(primary=2), r"primary spans 0\.\.2; expected 0\.\.1, or -1 for unknown"),
+        (lambda: first_particle(contained=-2), r"contained spans -2\.\.-1; expected 0\.\.1"),
+        (lambda: first_particle(process=11), r"process spans -1\.\.11; expected 0\.\.10"),
         (lambda: geant4(particles=same_track_twice()), r"track_id is \[1, 1, "),
     ],
 )

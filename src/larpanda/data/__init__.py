@@ -171,6 +171,7 @@ def write_events(path: Source, events: Iterable[Event]) -> None:
 
     The file appears when it is complete (an old one of that name is replaced), or not at all. Points keep their order
     if those of LEDs come first, as in any event that was read from a file; else they are ordered by cluster.
+    Truth that v3_extra has no column for lies in a list of our own, `larpanda_truth` (docs/formats.md).
 
     Args:
         path: ends in .h5 or .hdf5 (with the number of points of each event beside it, in ``<name>_points.npy``), or in

@@ -142,13 +142,17 @@ def _event(truth: Truth, image: Image, labels: Labels, key: EventKey) -> Event:
         species=torch.from_numpy(species_of_voxel),
         particle=torch.from_numpy(particle),
         interaction=compact(torch.from_numpy(interaction_of_voxel)),
-        particles=_particle_truth(truth, image, tracks, species),
+        particles=_particle_truth(truth, image, labels, tracks, species),
         vertex=torch.from_numpy(vertex.astype(np.float32)),
         key=key,
     )
 
 
-def _particle_truth(truth: Truth, image: Image, tracks: np.ndarray, species: np.ndarray) -> ParticleTruth:
+def _particle_truth(
+    truth: Truth, image: Image, labels: Labels, tracks: np.ndarray, species: np.ndarray
+) -> ParticleTruth:
+    cut = truth.lost > 0  # [T + 1] tracks of which some energy is not in the image
+    cut[truth.owner[~image.inside]] = True
     energy, place, direction = truth.start[tracks, 0], truth.start[tracks, 1:4], truth.start[tracks, 4:7]
     mass = np.array([MASS_MEV.get(abs(int(pdg)), np.nan) for pdg in truth.pdg[tracks]])
     momentum = np.sqrt(energy * (energy + 2 * mass))
@@ -160,7 +164,10 @@ def _particle_truth(truth: Truth, image: Image, tracks: np.ndarray, species: np.
         momentum=torch.from_numpy(momentum.astype(np.float32)),
         momentum_vector=torch.from_numpy((momentum[:, None] * direction).astype(np.float32)),
         start=torch.from_numpy(image.to_voxels(place).astype(np.float32)),
+        end=torch.from_numpy(image.to_voxels(truth.end[tracks]).astype(np.float32)),
+        contained=torch.from_numpy((~np.isin(tracks, labels.of_track[cut])).astype(np.int64)),
         primary=torch.from_numpy((parent == 0).astype(np.int64)),
+        process=torch.from_numpy(truth.process[tracks]),
         parent_pdg=torch.from_numpy(np.where(parent > 0, truth.pdg[parent], 0)),
         parent_track_id=torch.from_numpy(parent),
     )

@@ -14,10 +14,10 @@ import torch
 from pyarrow import ArrowException
 from torch import Tensor
 
-from larpanda.data.rows import POINT, Array, Hdf5Rows, ParquetRows, Row, first_line, open_rows, write_rows
-from larpanda.event import UNKNOWN, VOXEL_MM, Event, EventKey, Motif, ParticleTruth, Species, compact
+from larpanda.data.rows import OWN, POINT, Array, Hdf5Rows, ParquetRows, Row, first_line, open_rows, write_rows
+from larpanda.event import UNKNOWN, VOXEL_MM, CreationProcess, Event, EventKey, Motif, ParticleTruth, Species, compact
 
-TRUTH = ("cluster", "cluster_extra", "cluster_extra_2", "interaction_extra")
+TRUTH = ("cluster", "cluster_extra", "cluster_extra_2", "interaction_extra", OWN)
 GEV = 1000.0  # MeV; the files have masses in MeV and momenta in GeV/c
 
 
@@ -163,7 +163,7 @@ class EventFile:
 
     def _particles(self, key: EventKey, clusters: "_Clusters", layout: _Layout) -> ParticleTruth | None:
         m = len(clusters.size)
-        extra, extra_2 = np.full((m, 6), np.nan), np.full((m, 5), np.nan)
+        extra, extra_2, own = np.full((m, 6), np.nan), np.full((m, 5), np.nan), np.full((m, 5), np.nan)
         if len(flat := self._read("cluster_extra", key.entry)):
             table = _table(key, "cluster_extra", flat, layout.extra, "cluster", m)
             if np.isnan(table).all():
@@ -172,14 +172,15 @@ class EventFile:
             extra_2[:, : max(layout.extra - 6, 0)] = table[:, 6:]
         if len(flat := self._read("cluster_extra_2", key.entry)):
             extra_2[:] = _table(key, "cluster_extra_2", flat, 5, "cluster", m)
+        if len(flat := self._read(OWN, key.entry)):
+            own[:] = _table(key, OWN, flat, 5, "cluster", m)
         missing = (extra[:, :5] == -1).all(1)
         extra[missing], extra_2[missing] = np.nan, np.nan
         if layout.extra == 5:
             extra[:, 2:] = np.nan  # starts of v2 are in the frame of the detector, and where the image lies is lost
         extra[:, :2][extra[:, :2] < 0] = np.nan
         lead = clusters.lead()
-        extra, extra_2 = extra[lead], extra_2[lead]
-        primary = _whole_or_unknown(extra[:, 5])
+        extra, extra_2, own = extra[lead], extra_2[lead], own[lead]
         return ParticleTruth(
             track_id=torch.from_numpy(clusters.group[lead]),
             species=torch.from_numpy(clusters.species[lead]),
@@ -187,7 +188,10 @@ class EventFile:
             momentum=_float32(extra[:, 1] * GEV),
             momentum_vector=_float32(extra_2[:, :3] * GEV),
             start=_float32(extra[:, 2:5] * (self.voxel_mm / VOXEL_MM)),
-            primary=torch.where((primary == 0) | (primary == 1), primary, UNKNOWN),
+            end=_float32(own[:, :3] * (self.voxel_mm / VOXEL_MM)),
+            contained=_below_or_unknown(own[:, 3], 2),
+            primary=_below_or_unknown(extra[:, 5], 2),
+            process=_below_or_unknown(own[:, 4], len(CreationProcess)),
             parent_pdg=_whole_or_unknown(extra_2[:, 3]),
             parent_track_id=_whole_or_unknown(extra_2[:, 4]),
         )
@@ -300,6 +304,11 @@ def _whole_or_unknown(values: Array) -> Tensor:
     return torch.from_numpy(np.where(_is_whole(values), values, UNKNOWN).astype(np.int64))
 
 
+def _below_or_unknown(values: Array, count: int) -> Tensor:
+    whole = _whole_or_unknown(values)
+    return torch.where((whole >= 0) & (whole < count), whole, UNKNOWN)
+
+
 def _float32(values: Array) -> Tensor:
     with np.errstate(over="ignore"):
         return torch.from_numpy(values.astype(np.float32))
@@ -331,7 +340,7 @@ def encode(event: Event, ordinal: int) -> Row:
     labels = np.stack([event.motif, event.species, event.particle, event.interaction], 1)  # [N, 4]
     if not (labels != UNKNOWN).any() and event.particles is None and event.vertex is None:
         none = np.empty(0)
-        return Row(point.ravel(), none.astype(np.int64), none, none, none.astype(np.float32))
+        return Row(point.ravel(), none.astype(np.int64), none, none, none.astype(np.float32), none.astype(np.float32))
     led = labels[:, 0] == Motif.LED
     n_led = int(led.sum())
     if not led[:n_led].all():  # LED points come first in a file; then the other points may as well be in order
@@ -339,8 +348,9 @@ def encode(event: Event, ordinal: int) -> Row:
         point, labels = point[order], labels[order]
     runs = _runs(labels[n_led:])
     lead = _add_what_no_point_shows(event, runs)
-    extra, extra_2 = _extras(event, runs)
-    return Row(point.ravel(), _cluster(event, n_led, runs, lead), extra, extra_2, _interaction_extra(event))
+    cluster, particle = _cluster(event, n_led, runs, lead), np.array([UNKNOWN] + [run.particle for run in runs])
+    extra, extra_2 = _extras(event.particles, particle)
+    return Row(point.ravel(), cluster, extra, extra_2, _interaction_extra(event), _own(event.particles, particle))
 
 
 def _runs(labels: Array) -> list[_Run]:
@@ -382,17 +392,26 @@ def _cluster(event: Event, n_led: int, runs: list[_Run], lead: dict[int, int]) -
     return np.array(rows, np.int64).ravel()
 
 
-def _extras(event: Event, runs: list[_Run]) -> tuple[Array, Array]:
-    m, truth = 1 + len(runs), event.particles
+def _extras(truth: ParticleTruth | None, particle: Array) -> tuple[Array, Array]:
+    m = len(particle)
     if truth is None:
         return np.full(m * 6, np.nan), np.full(m * 5, np.nan)
     extra, extra_2 = np.full((m, 6), -1.0), np.full((m, 5), -1.0)
-    particle = np.array([UNKNOWN] + [run.particle for run in runs])
     of = particle[particle != UNKNOWN]
     gev, gev_vector = truth.momentum.double() / GEV, truth.momentum_vector.double() / GEV
     extra[particle != UNKNOWN] = np.column_stack([truth.mass, gev, truth.start, truth.primary])[of]
     extra_2[particle != UNKNOWN] = np.column_stack([gev_vector, truth.parent_pdg, truth.parent_track_id])[of]
     return extra.ravel(), extra_2.ravel()
+
+
+def _own(truth: ParticleTruth | None, particle: Array) -> Array:
+    if truth is None:
+        return np.empty(0, np.float32)
+    table = np.column_stack([truth.end, truth.contained, truth.process]).astype(np.float32)
+    unknown = np.array([np.nan, np.nan, np.nan, UNKNOWN, UNKNOWN], np.float32)
+    if np.array_equal(table, np.broadcast_to(unknown, table.shape), equal_nan=True):
+        return np.empty(0, np.float32)
+    return np.vstack([table, unknown])[particle].ravel()  # the last row is what an id of -1 picks
 
 
 def _interaction_extra(event: Event) -> Array:
@@ -419,7 +438,13 @@ def _contradiction(event: Event) -> str | None:
             return f"{name} spans {values.min()}..{values.max()}; expected 0..{top}, or {UNKNOWN} for none"
         if name != "motif" and (values[led] != UNKNOWN).any():
             return f"{int((values[led] != UNKNOWN).sum())} LED points have a {name}; expected {UNKNOWN} (none)"
-    track_id = torch.empty(0) if event.particles is None else event.particles.track_id
+    if event.particles is None:
+        return None
+    for name, count in (("primary", 2), ("contained", 2), ("process", len(CreationProcess))):
+        values = getattr(event.particles, name)
+        if len(values) and (values.min() < UNKNOWN or values.max() >= count):
+            return f"{name} spans {values.min()}..{values.max()}; expected 0..{count - 1}, or {UNKNOWN} for unknown"
+    track_id = event.particles.track_id
     if (track_id < 0).any() or (track_id.diff() <= 0).any():
         return f"track_id is {track_id.tolist()}; expected numbers from 0 up, each larger than the one before"
     return None

@@ -1,6 +1,6 @@
 """Rows of PILArNet-M in HDF5 and Parquet: one is read without the rest, a file is written whole or not at all.
 
-Knows the two containers and the names of the five lists of a row; what their numbers mean is the matter of `pilarnet`.
+Knows the two containers and the names of the six lists of a row; what their numbers mean is the matter of `pilarnet`.
 """
 
 import itertools
@@ -39,6 +39,7 @@ class Row:
     cluster_extra: npt.NDArray[np.float64]  # 6 for each cluster
     cluster_extra_2: npt.NDArray[np.float64]  # 5 for each cluster
     interaction_extra: npt.NDArray[np.float32]  # 4 for each interaction
+    larpanda_truth: npt.NDArray[np.float32]  # 5 for each cluster, or none
 
     @property
     def n_points(self) -> int:
@@ -47,7 +48,8 @@ class Row:
 
 
 LISTS = tuple(field.name for field in fields(Row))
-TYPES = dict(zip(LISTS, (np.float32, np.int64, np.float64, np.float64, np.float32), strict=True))
+TYPES = dict(zip(LISTS, (np.float32, np.int64, np.float64, np.float64, np.float32, np.float32), strict=True))
+OWN = "larpanda_truth"  # not of PILArNet-M: written only if an event of the file has something in it
 
 
 class Hdf5Rows:
@@ -135,10 +137,11 @@ def open_rows(path: Path, name: str) -> Hdf5Rows | ParquetRows:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """All rows of a file that has all lists, in order, one in memory at a time (of Parquet: a row group)."""
+    """All rows of a file, in order, one in memory at a time (of Parquet: a row group). A list it lacks is empty."""
     with closing(open_rows(path, str(path))) as file:
         for entry in range(file.lengths["point"]):
-            yield Row(*(file.read(key, entry).astype(dtype, copy=False) for key, dtype in TYPES.items()))
+            lists = (file.read(key, entry) if key in file.lengths else np.empty(0) for key in LISTS)
+            yield Row(*(values.astype(TYPES[key], copy=False) for key, values in zip(LISTS, lists, strict=True)))
 
 
 def check_target(path: Path) -> None:
@@ -190,15 +193,12 @@ class _Hdf5Writer:
         self._file = h5py.File(path, "w", locking=False)
         if provenance is not None:
             self._file.attrs[PROVENANCE] = provenance
-        self._datasets = {
-            key: self._file.create_dataset(
-                key, (0,), h5py.vlen_dtype(dtype), maxshape=(None,), chunks=(64,), track_times=False
-            )
-            for key, dtype in TYPES.items()
-        }
         self._written = 0
+        self._datasets = {key: self._create(key) for key in LISTS if key != OWN}
 
     def write(self, row: Row) -> None:
+        if len(row.larpanda_truth) and OWN not in self._datasets:
+            self._datasets[OWN] = self._create(OWN)
         for key, dataset in self._datasets.items():
             dataset.resize((self._written + 1,))
             dataset[self._written] = getattr(row, key)
@@ -207,16 +207,22 @@ class _Hdf5Writer:
     def close(self) -> None:
         self._file.close()
 
+    def _create(self, key: str) -> h5py.Dataset:
+        dtype = h5py.vlen_dtype(TYPES[key])
+        return self._file.create_dataset(
+            key, (self._written,), dtype, maxshape=(None,), chunks=(64,), track_times=False
+        )
+
 
 class _ParquetWriter:
     """Adds `n_points` and `event_id`, the place in the file."""
 
     def __init__(self, path: Path, provenance: str | None) -> None:
-        lists = [(key, pa.list_(pa.from_numpy_dtype(dtype))) for key, dtype in TYPES.items()]
-        self._schema = pa.schema([*lists, ("n_points", pa.int64()), ("event_id", pa.int64())])
-        if provenance is not None:
-            self._schema = self._schema.with_metadata({PROVENANCE: provenance})
-        self._file = pq.ParquetWriter(path, self._schema, compression="zstd", use_dictionary=False)
+        self._path = path
+        lists = [_field(key) for key in LISTS if key != OWN]
+        note = None if provenance is None else {PROVENANCE: provenance}
+        self._schema = pa.schema([*lists, ("n_points", pa.int64()), ("event_id", pa.int64())], note)
+        self._file = self._open()
         self._waiting: list[Row] = []
         self._written = 0
 
@@ -231,12 +237,36 @@ class _ParquetWriter:
 
     def _flush(self) -> None:
         if self._waiting:
+            if OWN not in self._schema.names and any(len(row.larpanda_truth) for row in self._waiting):
+                self._widen()
             columns: dict[str, Any] = {key: [getattr(row, key) for row in self._waiting] for key in LISTS}
             columns["n_points"] = [row.n_points for row in self._waiting]
             columns["event_id"] = range(self._written, self._written + len(self._waiting))
             self._file.write_table(pa.table(columns, schema=self._schema))
             self._written += len(self._waiting)
             self._waiting = []
+
+    def _widen(self) -> None:
+        """Give the file our own list: its columns are settled at its beginning, so what is written is written again."""
+        self._file.close()
+        earlier = self._path.replace(self._path.with_name(f"{self._path.name}.earlier"))
+        try:
+            self._schema = self._schema.append(_field(OWN))
+            self._file = self._open()
+            with pq.ParquetFile(earlier) as file:
+                for group in range(file.num_row_groups):
+                    table = file.read_row_group(group)
+                    none = pa.array([[]] * len(table), _field(OWN).type)
+                    self._file.write_table(table.append_column(_field(OWN), none))
+        finally:
+            earlier.unlink()
+
+    def _open(self) -> pq.ParquetWriter:
+        return pq.ParquetWriter(self._path, self._schema, compression="zstd", use_dictionary=False)
+
+
+def _field(key: str) -> pa.Field:
+    return pa.field(key, pa.list_(pa.from_numpy_dtype(TYPES[key])))
 
 
 def _open_hdf5(path: Path) -> h5py.File:

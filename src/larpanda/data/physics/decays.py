@@ -1,19 +1,14 @@
-"""Decays and captures: muons, pions, neutral pions.
-
-Sources: PDG (lifetimes, Michel spectrum); D. F. Measday, Phys. Rep. 354 (2001) 243 (muon capture).
-What a capture sets free, and the share of negative muons that decay in argon, follow Geant4.
-"""
+"""Decays of muons and pions (PDG: lifetimes, Michel spectrum). Captures at rest are reactions: see `hadrons`."""
 
 import numpy as np
 
-from larpanda.data.physics.hadrons import break_up
 from larpanda.data.physics.kernel import (
     DECAY,
-    HADRONIC,
-    Floats,
+    VANISHED,
     Ledger,
     Particle,
     add_track,
+    end_track,
     isotropic,
     kernel,
     turn,
@@ -23,7 +18,6 @@ from larpanda.data.physics.material import ELECTRON_MASS, MUON_MASS, PI_ZERO_MAS
 MUON_CTAU_MM = 658_638.0
 PION_CTAU_MM = 7_804.5
 MICHEL_END_MEV = (MUON_MASS**2 + ELECTRON_MASS**2) / (2 * MUON_MASS)  # total energy, 52.83
-DECAY_FRACTION = 0.27  # of mu- at rest in argon; the others are captured
 PION_MUON_MEV = (PION_MASS - MUON_MASS) ** 2 / (2 * PION_MASS)  # kinetic energy of the muon of a pion at rest, 4.12
 
 
@@ -37,44 +31,17 @@ def michel_energy(rng: np.random.Generator) -> float:
 
 
 @kernel
-def _cascade(
-    ledger: Ledger, track: int, process: int, ground: float, x: float, y: float, z: float, rng: np.random.Generator
-) -> None:
-    """The photons of a muon or pion falling from level to level, of a ground state bound by `ground` MeV."""
-    for level in range(5, 1, -1):
-        energy = ground * (1.0 / (level - 1) ** 2 - 1.0 / level**2)
-        ux, uy, uz = isotropic(rng)
-        add_track(ledger, track, 22, process, Particle(energy, x, y, z, ux, uy, uz))
+def muon_decay(ledger: Ledger, track: int, x: float, y: float, z: float, rng: np.random.Generator) -> None:
+    """A mu+ at rest: a positron and two neutrinos."""
     ux, uy, uz = isotropic(rng)
-    add_track(ledger, track, 11, process, Particle(0.01 + 0.02 * rng.random(), x, y, z, ux, uy, uz))  # Auger
+    add_track(ledger, track, -11, DECAY, Particle(michel_energy(rng), x, y, z, ux, uy, uz))
 
 
 @kernel
-def muon_end(
-    ledger: Ledger, half: Floats, track: int, pdg: int, x: float, y: float, z: float, rng: np.random.Generator
-) -> None:
-    """A muon at rest: decay, or capture of a mu-."""
-    if pdg > 0:
-        _cascade(ledger, track, DECAY, 0.88, x, y, z, rng)
-        if rng.random() >= DECAY_FRACTION:
-            freed = 9.0 * rng.random() if rng.random() < 0.27 else min(10.0 + 36.0 * rng.standard_exponential(), 95.0)
-            break_up(ledger, half, track, freed, 0.08, 0.06, 0.0, x, y, z, 0.0, 0.0, 1.0, rng)
-            return
+def pion_decay(ledger: Ledger, track: int, x: float, y: float, z: float, rng: np.random.Generator) -> None:
+    """A pi+ at rest: a mu+ of 4.12 MeV and a neutrino."""
     ux, uy, uz = isotropic(rng)
-    add_track(ledger, track, 11 if pdg > 0 else -11, DECAY, Particle(michel_energy(rng), x, y, z, ux, uy, uz))
-
-
-@kernel
-def pion_end(
-    ledger: Ledger, half: Floats, track: int, pdg: int, x: float, y: float, z: float, rng: np.random.Generator
-) -> None:
-    """A charged pion at rest: pi+ -> mu+ nu, capture of a pi-."""
-    ux, uy, uz = isotropic(rng)
-    if pdg > 0:
-        add_track(ledger, track, -13, DECAY, Particle(PION_MUON_MEV, x, y, z, ux, uy, uz))
-        return
-    _cascade(ledger, track, HADRONIC, 1.15, x, y, z, rng)
-    break_up(ledger, half, track, PION_MASS - 15.0, 0.15, 0.10, 0.0, x, y, z, ux, uy, uz, rng)
+    add_track(ledger, track, -13, DECAY, Particle(PION_MUON_MEV, x, y, z, ux, uy, uz))
 
 
 @kernel
@@ -104,6 +71,7 @@ def neutral_pion(ledger: Ledger, track: int, rng: np.random.Generator) -> None:
     bx, by, bz = momentum * ux - k * ax, momentum * uy - k * ay, momentum * uz - k * az
     norm = np.sqrt(bx * bx + by * by + bz * bz)
     add_track(ledger, track, 22, DECAY, Particle(total - k, x, y, z, bx / norm, by / norm, bz / norm))
+    end_track(ledger, track, VANISHED, x, y, z, 0.0)
 
 
 @kernel

@@ -1,238 +1,261 @@
-"""Pions, protons and neutrons on argon nuclei: how often, and what comes out. Parametrised, not derived.
+"""Pions, protons and neutrons on argon nuclei: how often, and what comes out.
 
-Mean free paths, multiplicities and energies follow a table made with Geant4's Bertini cascade (docs/physics.md); the
-way from the energy that a reaction sets free to nucleons and photons is a simple one: fast nucleons first, evaporation
-of the rest, photons from what is left. Each nucleon costs 8 MeV of binding.
+Both are looked up in a table of 61,000 reactions that Geant4 simulated one by one (physics list FTFP_BERT: Bertini's
+cascade and evaporation; `benchmarks/geant4_reactions.py` makes it). A reaction here is one of those of nearly the
+same energy, drawn at random, turned about the projectile's direction and scaled to its energy. So multiplicities,
+spectra, angles and what goes with what are Geant4's, as far as a sample of that size can tell.
 """
+
+import functools
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from larpanda.data.physics.kernel import (
+    CAPTURE,
+    DECAY,
     HADRONIC,
+    LEFT,
+    STOPPED,
+    VANISHED,
     Floats,
+    Ints,
     Ledger,
     Particle,
     add_deposit,
     add_track,
+    end_track,
     isotropic,
     kernel,
+    outside,
     turn,
 )
-from larpanda.data.physics.material import PER_BARN, PION_MASS
+from larpanda.data.physics.material import (
+    MUON_MASS,
+    NEUTRON_MASS,
+    PION_MASS,
+    PROTON,
+    PROTON_MASS,
+    StoppingTables,
+    energy_of_range,
+    table_at,
+)
 
-BINDING = 8.0  # MeV a nucleon
+PI_PLUS, PI_MINUS, PROTONS, NEUTRONS, PI_MINUS_AT_REST, MU_MINUS_AT_REST = range(6)  # blocks of the table
+_NAMES = ("pi+", "pi-", "proton", "neutron", "pi-_rest", "mu-_rest")
+_REST_ENERGY = np.array([PION_MASS, PION_MASS, 0.0, 0.0, PION_MASS, MUON_MASS])  # MeV that a reaction may set free
+_MASS = np.array([PION_MASS, PION_MASS, PROTON_MASS, NEUTRON_MASS])
+ELASTIC, CAPTURED, INELASTIC = range(3)
 
-# Mean free path (mm) before an inelastic reaction, at kinetic energies in MeV.
-PION_MEV = np.array([5.0, 20.0, 40.0, 60.0, 80.0, 100.0, 150.0, 200.0, 250.0, 300.0, 400.0, 600.0, 1000.0])
-PION_PATH = np.array([6000.0, 2200.0, 1400.0, 1050.0, 830.0, 700.0, 590.0, 580.0, 600.0, 640.0, 750.0, 850.0, 850.0])
-PROTON_MEV = np.array([8.0, 12.0, 20.0, 35.0, 60.0, 100.0, 150.0, 200.0, 300.0, 400.0, 600.0, 1000.0])
-PROTON_PATH = np.array([5000.0, 900.0, 520.0, 500.0, 610.0, 760.0, 870.0, 920.0, 900.0, 840.0, 800.0, 790.0])
-NEUTRON_MEV = np.array([20.0, 50.0, 100.0, 200.0, 400.0, 1000.0])
-NEUTRON_PATH = np.array([900.0, 1200.0, 1300.0, 1650.0, 1750.0, 1700.0])
+# Kinds of particles in the table; behind these, light ions: d, t, He-3, alpha; then heavier nuclei.
+_PDG = np.array([22, 11, -11, 211, -211, 111, 2212, 2112])
+_ION_MASS, _ION_CHARGE = np.array([1875.6, 2808.9, 2808.4, 3727.4]), np.array([1.0, 1.0, 2.0, 2.0])
+ARGON_MASS = 37_215.0  # MeV
+# A reaction is one of so many next to it in energy, above or below: 15 % away for pions. Fewer would make what happens at
+# one energy the chance of a few rows. An elastic angle, which is not scaled, comes from nearer by.
+NEIGHBOURS, ELASTIC_NEIGHBOURS = 400, 50
+SLOWEST_RECOIL = 0.1  # MeV: Geant4 follows faster argon nuclei
+COLDEST_NEUTRON = 2.5e-8  # MeV, room temperature, as in Geant4's table of this argon
 
-# Chance that a pion comes out again (of either charge or neutral), and the neutral share, for pi+ and pi-.
-PION_OUT_MEV = np.array([0.0, 50.0, 100.0, 150.0, 200.0, 300.0, 400.0, 800.0])
-PION_OUT = np.array([0.15, 0.25, 0.40, 0.55, 0.62, 0.66, 0.69, 0.78])
-NEUTRAL_SHARE = (0.28, 0.18)
+
+class ReactionTables(NamedTuple):
+    """Reactions of six kinds of projectile, a block each; S particles come out of all R reactions together."""
+
+    rate: Floats  # [4, 3, nodes] 1/mm: elastic scatters, captures, reactions
+    lowest: Floats  # [4] MeV, energy of the first node; the nodes are evenly spaced in the logarithm
+    highest: Floats  # [4] MeV
+    elastic_block: Ints  # [5] offsets into the next two
+    elastic_energy: Floats  # MeV, ascending in each block
+    elastic_cos: Floats
+    block: Ints  # [7] offsets into the reactions
+    energy: Floats  # [R] MeV, ascending in each block
+    first: Ints  # [R + 1] offsets into what came out
+    kind: Ints  # [S]
+    out_energy: Floats  # [S] MeV
+    out_cos: Floats  # [S] with the projectile
+    out_phi: Floats  # [S] about the projectile
+
+
+@functools.cache
+def reaction_tables() -> ReactionTables:
+    """The tables that the compiled transport reads."""
+    with np.load(Path(__file__).with_name("reactions.npz")) as file:
+        data = {name: file[name] for name in file.files}
+    moving = _NAMES[:4]
+    whats = ("elastic", "capture", "inelastic")
+    sizes = [len(data[f"{name}_kind"]) for name in _NAMES]
+    starts = [data[f"{name}_first"][:-1] + shift for name, shift in zip(_NAMES, np.cumsum([0, *sizes]), strict=False)]
+
+    def joined(what: str, names: tuple[str, ...] = _NAMES) -> Floats:
+        return np.concatenate([data[f"{name}_{what}"] for name in names]).astype(np.float64)
+
+    def offsets(what: str, names: tuple[str, ...] = _NAMES) -> Ints:
+        return np.cumsum([0] + [len(data[f"{name}_{what}"]) for name in names])
+
+    return ReactionTables(
+        np.array([[data[f"{name}_{what}"] for what in whats] for name in moving], np.float64),
+        np.array([data[f"{name}_path_mev"][0] for name in moving], np.float64),
+        np.array([data[f"{name}_path_mev"][-1] for name in moving], np.float64),
+        offsets("elastic_mev", moving),
+        joined("elastic_mev", moving),
+        joined("elastic_cos", moving),
+        offsets("mev"),
+        joined("mev"),
+        np.concatenate([*starts, [sum(sizes)]]).astype(np.int64),
+        joined("kind").astype(np.int64),
+        joined("out_mev"),
+        joined("out_cos"),
+        joined("out_phi") * (np.pi / 127),
+    )
 
 
 @kernel
-def inelastic_rate(pdg: int, energy: float) -> float:
-    """Inelastic reactions per mm of a pion, proton or neutron of `energy` MeV."""
-    if abs(pdg) == 211:
-        return float(1.0 / np.interp(energy, PION_MEV, PION_PATH))
-    if pdg == 2212:
-        return 0.0 if energy < 8.0 else float(1.0 / np.interp(energy, PROTON_MEV, PROTON_PATH))
-    if pdg == 2112:
-        if energy < 20.0:
-            return PER_BARN * 0.526 * min(1.0, max(energy - 1.5, 0.0) / 3.0)
-        return float(1.0 / np.interp(energy, NEUTRON_MEV, NEUTRON_PATH))
-    return 0.0
+def rates(tables: ReactionTables, projectile: int, energy: float) -> tuple[float, float, float]:
+    """Elastic scatters, captures and inelastic reactions per mm of a projectile of `energy` MeV."""
+    nodes = tables.rate.shape[2]
+    low, high = tables.lowest[projectile], tables.highest[projectile]
+    place = np.log(energy / low) / np.log(high / low) * (nodes - 1)
+    place = min(max(place, 0.0), nodes - 1.001)
+    i = int(place)
+    f = place - i
+    rate = tables.rate[projectile]
+    return (
+        rate[0, i] + f * (rate[0, i + 1] - rate[0, i]),
+        rate[1, i] + f * (rate[1, i + 1] - rate[1, i]),
+        rate[2, i] + f * (rate[2, i + 1] - rate[2, i]),
+    )
 
 
 @kernel
-def _tilted(mean: float, rng: np.random.Generator) -> float:
-    """A cosine in -1..1 whose density falls or rises exponentially; `mean` within about -0.9..0.9."""
-    if abs(mean) < 0.02:
-        return 2.0 * rng.random() - 1.0
-    m = min(abs(mean), 0.95)
-    slope = m * (3.0 - m * m) / (1.0 - m * m)  # nearly solves coth(a) - 1 / a = m
-    u = rng.random()
-    c = 1.0 + np.log(u + (1.0 - u) * np.exp(-2.0 * slope)) / slope
-    return float(c if mean > 0 else -c)
+def _near(energies: Floats, start: int, stop: int, energy: float, width: int, rng: np.random.Generator) -> int:
+    """A random row of start..stop whose energy is near `energy`, as often above as below."""
+    row = start + int(np.searchsorted(energies[start:stop], energy))
+    row = min(max(row, start + 1), stop - 1)
+    width = min(width, row - start, stop - row)
+    return row - width + int(rng.random() * 2 * width)
 
 
 @kernel
-def _send(
+def scatter_elastically(
+    tables: ReactionTables, projectile: int, energy: float, rng: np.random.Generator
+) -> tuple[float, float]:
+    """The cosine of the angle of an elastic scatter of a projectile of `energy` MeV, and the MeV that it loses."""
+    start, stop = tables.elastic_block[projectile], tables.elastic_block[projectile + 1]
+    row = _near(tables.elastic_energy, start, stop, energy, ELASTIC_NEIGHBOURS, rng)
+    momentum2 = energy * (energy + 2.0 * _MASS[projectile])
+    cos = tables.elastic_cos[row]
+    return cos, min(momentum2 * (1.0 - cos) / ARGON_MASS, energy)
+
+
+@kernel
+def react(
     ledger: Ledger,
-    track: int,
-    pdg: int,
-    energy: float,
-    x: float,
-    y: float,
-    z: float,
-    ux: float,
-    uy: float,
-    uz: float,
-    mean_cos: float,
-    rng: np.random.Generator,
-) -> None:
-    vx, vy, vz = turn(ux, uy, uz, _tilted(mean_cos, rng), 2.0 * np.pi * rng.random())
-    add_track(ledger, track, pdg, HADRONIC, Particle(energy, x, y, z, vx, vy, vz))
-
-
-@kernel
-def excite(
-    ledger: Ledger,
+    tables: ReactionTables,
+    stopping: StoppingTables,
     half: Floats,
     track: int,
-    excitation: float,
-    proton_share: float,
-    x: float,
-    y: float,
-    z: float,
+    projectile: int,
+    particle: Particle,
     rng: np.random.Generator,
 ) -> None:
-    """A nucleus with `excitation` MeV evaporates nucleons and alphas, then sends out photons."""
-    left = excitation
-    while left > BINDING + 0.3:
-        choice = rng.random()
-        thermal = rng.standard_exponential() + rng.standard_exponential()
-        temperature = 0.6 + 0.2 * np.sqrt(left)
-        ux, uy, uz = isotropic(rng)
-        if choice < proton_share:
-            energy = 2.5 + temperature * thermal
-            if left < BINDING + energy:
-                if left < BINDING + 5.0:
-                    break
-                continue
-            add_track(ledger, track, 2212, HADRONIC, Particle(energy, x, y, z, ux, uy, uz))
-        elif choice < 1.3 * proton_share + 0.03:
-            energy = 5.0 + temperature * thermal
-            if left < BINDING + energy:
-                continue
-            add_deposit(ledger, half, 0, energy, x, y, z)  # an alpha ends where it began
-        else:
-            energy = min(temperature * thermal, 0.9 * (left - BINDING))
-            add_track(ledger, track, 2112, HADRONIC, Particle(energy, x, y, z, ux, uy, uz))
-        left -= energy + BINDING
-    while left > 0.1:
-        energy = left if left < 0.2 else left * (1.0 - 0.8 * rng.random() ** 2)
-        ux, uy, uz = isotropic(rng)
-        add_track(ledger, track, 22, HADRONIC, Particle(energy, x, y, z, ux, uy, uz))
-        left -= energy
-
-
-@kernel
-def break_up(
-    ledger: Ledger,
-    half: Floats,
-    track: int,
-    available: float,
-    fast_proton: float,
-    evaporated_proton: float,
-    forward: float,
-    x: float,
-    y: float,
-    z: float,
-    ux: float,
-    uy: float,
-    uz: float,
-    rng: np.random.Generator,
-) -> None:
-    """Share `available` MeV among fast nucleons and the excitation of what stays.
-
-    Args:
-        available: MeV above the ground state of argon and the free projectile's nucleons.
-        fast_proton: chance that a fast nucleon is a proton.
-        evaporated_proton: the same for evaporated ones.
-        forward: mean cosine of nucleons above 30 MeV with (ux, uy, uz).
-    """
-    hidden = min(available, 10.0 + 14.0 * rng.standard_exponential())
-    left = available - hidden
-    while left > 25.0:
-        energy = (left - BINDING) * (0.25 + 0.75 * rng.random())
-        pdg = 2212 if rng.random() < fast_proton else 2112
-        _send(ledger, track, pdg, energy, x, y, z, ux, uy, uz, forward * min(1.0, energy / 40.0), rng)
-        left -= energy + BINDING
-    excite(ledger, half, track, hidden + left, evaporated_proton, x, y, z, rng)
-    add_deposit(ledger, half, 0, 1.6 * rng.standard_exponential(), x, y, z)  # the nucleus recoils
-
-
-@kernel
-def interact(
-    ledger: Ledger,
-    half: Floats,
-    track: int,
-    pdg: int,
-    energy: float,
-    x: float,
-    y: float,
-    z: float,
-    ux: float,
-    uy: float,
-    uz: float,
-    rng: np.random.Generator,
-) -> None:
-    """One inelastic reaction of a pion, proton or neutron of `energy` MeV; the projectile ends."""
-    if abs(pdg) == 211:
-        fast = 0.72 if pdg > 0 else 0.17
-        evaporated = 0.26 if pdg > 0 else 0.14
-        if rng.random() >= np.interp(energy, PION_OUT_MEV, PION_OUT):
-            available = energy + PION_MASS - 2.0 * BINDING
-            break_up(ledger, half, track, available, fast, evaporated, 0.35, x, y, z, ux, uy, uz, rng)
-            return
-        neutral = rng.random() < (NEUTRAL_SHARE[0] if pdg > 0 else NEUTRAL_SHARE[1])
-        top = 0.70 + 0.25 * min(1.0, energy / 400.0)
-        out = energy * (0.25 + (top - 0.25) * rng.random())
-        bias = min(0.45, -0.20 + 0.0027 * max(energy - 150.0, 0.0))
-        _send(ledger, track, 111 if neutral else pdg, out, x, y, z, ux, uy, uz, bias, rng)
-        break_up(ledger, half, track, energy - out, fast, evaporated, 0.35, x, y, z, ux, uy, uz, rng)
-        return
-    available = energy + 0.9 * BINDING
-    if energy < 15.0:
-        excite(ledger, half, track, available, 0.25 if pdg == 2212 else 0.02, x, y, z, rng)
-    elif pdg == 2212:
-        break_up(ledger, half, track, available, 0.66, 0.25, 0.72, x, y, z, ux, uy, uz, rng)
+    """What comes out when a projectile, as it is now, meets a nucleus: tracks, and the deposits of nuclei."""
+    rest = _REST_ENERGY[projectile]
+    start, stop = tables.block[projectile], tables.block[projectile + 1]
+    if projectile >= PI_MINUS_AT_REST:
+        row = start + int(rng.random() * (stop - start))
     else:
-        break_up(ledger, half, track, available, 0.22, 0.08, 0.68, x, y, z, ux, uy, uz, rng)
+        row = _near(tables.energy, start, stop, particle.energy, NEIGHBOURS, rng)
+    scale = (particle.energy + rest) / (tables.energy[row] + rest)
+    process = HADRONIC if projectile < PI_MINUS_AT_REST else CAPTURE
+    x, y, z = particle.x, particle.y, particle.z
+    for i in range(tables.first[row], tables.first[row + 1]):
+        kind, energy = tables.kind[i], scale * tables.out_energy[i]
+        ux, uy, uz = turn(particle.ux, particle.uy, particle.uz, tables.out_cos[i], tables.out_phi[i])
+        out = Particle(energy, x, y, z, ux, uy, uz)
+        if kind >= len(_PDG) + len(_ION_MASS):
+            add_deposit(ledger, half, 0, energy, x, y, z)
+        elif kind >= len(_PDG):
+            _stop_ion(ledger, stopping, half, kind - len(_PDG), out)
+        else:
+            electron = projectile == MU_MINUS_AT_REST and abs(_PDG[kind]) == 11
+            add_track(ledger, track, _PDG[kind], DECAY if electron else process, out)
 
 
 @kernel
-def neutron(ledger: Ledger, half: Floats, world: Floats, track: int, rng: np.random.Generator) -> None:
+def _stop_ion(ledger: Ledger, stopping: StoppingTables, half: Floats, ion: int, particle: Particle) -> None:
+    """A light ion slows down along a line. Its range is that of a proton of the same speed, times mass over charge
+    squared."""
+    per_mass = PROTON_MASS / _ION_MASS[ion]
+    longer = 1.0 / (per_mass * _ION_CHARGE[ion] ** 2)
+    ranges = stopping.range_mm[PROTON]
+    energy, way = particle.energy, 0.0
+    reach = longer * table_at(ranges, max(energy * per_mass, 1e-3))
+    while energy > 0.0:
+        step = min(0.7, reach - way)
+        left = energy_of_range(ranges, (reach - way - step) / longer) / per_mass if reach - way > 0.1 else 0.0
+        at = way + 0.5 * step
+        add_deposit(
+            ledger,
+            half,
+            0,
+            energy - left,
+            particle.x + at * particle.ux,
+            particle.y + at * particle.uy,
+            particle.z + at * particle.uz,
+        )
+        energy, way = left, way + step
+
+
+@kernel
+def neutron(
+    ledger: Ledger,
+    tables: ReactionTables,
+    stopping: StoppingTables,
+    half: Floats,
+    world: Floats,
+    track: int,
+    rng: np.random.Generator,
+) -> None:
     """Follow a neutron: elastic scatters on argon, inelastic reactions, capture."""
     energy, x, y, z, ux, uy, uz = ledger.start[track]
-    for _ in range(3000):
-        elastic = PER_BARN * 0.9 / (1.0 + energy / 3.0) if energy < 20.0 else 2.5e-4
-        inelastic = inelastic_rate(2112, energy)
-        capture = PER_BARN * 0.66 * np.sqrt(2.5e-8 / energy)
-        rate = elastic + inelastic + capture
+    path = 0.0
+    while True:
+        elastic, captured, inelastic = rates(tables, NEUTRONS, energy)
+        rate = elastic + captured + inelastic
         free = rng.standard_exponential() / rate
-        x, y, z = x + free * ux, y + free * uy, z + free * uz
-        if abs(x) > world[0] or abs(y) > world[1] or abs(z) > world[2]:
+        x, y, z, path = x + free * ux, y + free * uy, z + free * uz, path + free
+        if outside(world, x, y, z):
+            ledger.lost[track] += energy
+            end_track(ledger, track, LEFT, x, y, z, path)
             return
         choice = rng.random() * rate
         if choice < inelastic:
-            if energy < 11.0:  # n' and photons
-                out = min(
-                    (0.2 + 0.1 * energy) * (rng.standard_exponential() + rng.standard_exponential()), 0.9 * energy
-                )
-                ax, ay, az = isotropic(rng)
-                add_track(ledger, track, 2112, HADRONIC, Particle(out, x, y, z, ax, ay, az))
-                excite(ledger, half, track, min(energy - out, BINDING), 0.0, x, y, z, rng)
-                add_deposit(ledger, half, 0, 0.03 * energy, x, y, z)
-            else:
-                interact(ledger, half, track, 2112, energy, x, y, z, ux, uy, uz, rng)
+            react(ledger, tables, stopping, half, track, NEUTRONS, Particle(energy, x, y, z, ux, uy, uz), rng)
+            end_track(ledger, track, VANISHED, x, y, z, path)
             return
-        if choice < inelastic + capture:
-            excite(ledger, half, track, 6.1, 0.0, x, y, z, rng)
+        if choice < inelastic + captured:
+            _emit(ledger, track, 6.1, x, y, z, rng)
+            end_track(ledger, track, STOPPED, x, y, z, path)
             return
-        lost = energy * 0.0952 * rng.random()
-        if energy > 10.0:
-            lost *= 10.0 / energy
-        add_deposit(ledger, half, track if lost < 0.1 else 0, lost, x, y, z)
-        cos = 1.0 - 2.0 * lost / (0.0952 * energy)
+        cos, lost = scatter_elastically(tables, NEUTRONS, energy, rng)
+        if lost < SLOWEST_RECOIL:  # the neutron's own, and as every step's in its middle
+            back = 0.5 * free
+            add_deposit(ledger, half, track, lost, x - back * ux, y - back * uy, z - back * uz)
+        else:
+            add_deposit(ledger, half, 0, lost, x, y, z)
         ux, uy, uz = turn(ux, uy, uz, cos, 2.0 * np.pi * rng.random())
-        energy -= lost
-        if energy < 2.5e-8:
-            energy = 2.5e-8
+        energy = max(energy - lost, COLDEST_NEUTRON)
+
+
+@kernel
+def _emit(
+    ledger: Ledger, track: int, excitation: float, x: float, y: float, z: float, rng: np.random.Generator
+) -> None:
+    """A nucleus loses `excitation` MeV by photons."""
+    left = excitation
+    while left > 0.1:
+        energy = left if left < 0.2 else left * (1.0 - 0.8 * rng.random() ** 2)
+        ux, uy, uz = isotropic(rng)
+        add_track(ledger, track, 22, CAPTURE, Particle(energy, x, y, z, ux, uy, uz))
+        left -= energy

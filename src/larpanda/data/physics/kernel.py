@@ -13,14 +13,29 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from larpanda.event import CreationProcess
+
 Function = TypeVar("Function", bound=Callable[..., object])
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-# What made a track. The label rules read these.
-PRIMARY, KNOCK_ON, IONISATION, BREMSSTRAHLUNG, CONVERSION, COMPTON, PHOTO_ELECTRIC, ANNIHILATION, DECAY, HADRONIC = (
-    range(10)
-)
+# What made a track. The label rules read these. Plain numbers, since compiled code knows no IntEnum.
+(
+    PRIMARY,
+    KNOCK_ON,
+    IONISATION,
+    BREMSSTRAHLUNG,
+    CONVERSION,
+    COMPTON,
+    PHOTO_ELECTRIC,
+    ANNIHILATION,
+    DECAY,
+    HADRONIC,
+    CAPTURE,
+) = map(int, CreationProcess)
+
+# How a track ended.
+LEFT, STOPPED, VANISHED = range(3)  # left the argon; came to rest; decayed on the way, reacted or was absorbed
 
 _SOURCES = sorted(Path(__file__).parent.glob("*.py"))
 _STAMP = hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()[:12]
@@ -52,7 +67,7 @@ class Ledger(NamedTuple):
     """What has happened so far in an event. Row t of the track arrays is track id t; row 0 is nobody."""
 
     used: Ints  # [2] number of deposits, number of track rows
-    waiting: Ints  # [6] the five queues of `transport`: the last track of each, 0 for none; then the one being emptied
+    newest: Ints  # [1] the track to be followed next, 0 for none
     below: Ints  # [T] the track that waits behind this one, 0 for none
     place: Floats  # [D, 3] mm, middle of the step
     deposit: Floats  # [D] MeV
@@ -61,6 +76,10 @@ class Ledger(NamedTuple):
     pdg: Ints  # [T] signed PDG code
     process: Ints  # [T] what made the track
     start: Floats  # [T, 7] MeV, mm, unit direction: the fields of Particle
+    end: Floats  # [T, 3] mm
+    path: Floats  # [T] mm, the whole way
+    fate: Ints  # [T] LEFT, STOPPED or VANISHED
+    lost: Floats  # [T] MeV that was not recorded: deposited outside the active volume, or carried out of the argon
 
 
 @kernel
@@ -76,9 +95,22 @@ def add_track(ledger: Ledger, parent: int, pdg: int, process: int, particle: Par
 
 
 @kernel
+def end_track(ledger: Ledger, track: int, fate: int, x: float, y: float, z: float, path: float) -> None:
+    """Write down where and how a track ended, after `path` mm."""
+    ledger.fate[track] = fate
+    ledger.path[track] = path
+    ledger.end[track, 0] = x
+    ledger.end[track, 1] = y
+    ledger.end[track, 2] = z
+
+
+@kernel
 def add_deposit(ledger: Ledger, half: Floats, track: int, energy: float, x: float, y: float, z: float) -> None:
     """Record an energy deposit, if it lies in the active volume of half-widths `half` (mm)."""
-    if energy <= 0.0 or abs(x) >= half[0] or abs(y) >= half[1] or abs(z) >= half[2]:
+    if energy <= 0.0:
+        return
+    if abs(x) >= half[0] or abs(y) >= half[1] or abs(z) >= half[2]:
+        ledger.lost[track] += energy
         return
     row = ledger.used[0]
     ledger.used[0] = row + 1
@@ -87,6 +119,12 @@ def add_deposit(ledger: Ledger, half: Floats, track: int, energy: float, x: floa
     ledger.place[row, 2] = z
     ledger.deposit[row] = energy
     ledger.owner[row] = track
+
+
+@kernel
+def outside(world: Floats, x: float, y: float, z: float) -> bool:
+    """Whether a place (mm) lies outside the argon of half-widths `world`."""
+    return bool(abs(x) > world[0] or abs(y) > world[1] or abs(z) > world[2])
 
 
 @kernel

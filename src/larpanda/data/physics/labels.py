@@ -55,6 +55,7 @@ class Labels:
     fragment: Ints  # [C] oldest track of the cluster, UNKNOWN for LED; so below
     particle: Ints  # [C] track id of the particle it belongs to
     motif: Ints  # [C]
+    of_track: Ints  # [T + 1] the particle that the deposits of each track went to, UNKNOWN for LED
 
 
 class _Groups(NamedTuple):
@@ -310,13 +311,17 @@ def _voxels(groups: _Groups, key: Ints, group: Ints, energy: Floats) -> Labels:
     hosts = np.unique(np.append(np.where(motif[group] == LED, 0, group), 0))  # 0 stands for the LED
     cluster = np.searchsorted(hosts, np.where(motif[group] == LED, 0, group))
     order = np.argsort(cluster, kind="stable")
+    particle = np.array([UNKNOWN] + [_particle(groups, int(host)) for host in hosts[1:]])
+    of_host = np.full(len(groups.host), UNKNOWN)
+    of_host[hosts[1:]] = particle[1:]
     return Labels(
         key[order],
         energy[order],
         cluster[order],
         fragment=np.append(UNKNOWN, hosts[1:]),
-        particle=np.array([UNKNOWN] + [_particle(groups, int(host)) for host in hosts[1:]]),
+        particle=particle,
         motif=np.append(LED, motif[hosts[1:]]),
+        of_track=of_host[groups.host],
     )
 
 

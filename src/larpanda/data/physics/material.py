@@ -28,6 +28,10 @@ NEUTRON_MASS = 939.56542
 
 DELTA_CUT = 0.35  # MeV: knock-on electrons above this are tracks of their own (0.7 mm of range in Geant4)
 
+SMALLEST_TRANSFER = 1e-5  # MeV, of an ionisation
+IONISATION_SHARE = 0.56  # of the mean loss; the rest excites atoms
+MANY = 8.0  # collisions: beyond, small ones are taken together
+
 ELECTRON, MUON, PION, PROTON = range(4)  # rows of the tables below
 MASSES = np.array([ELECTRON_MASS, MUON_MASS, PION_MASS, PROTON_MASS])
 
@@ -159,23 +163,60 @@ def mean_loss(tables: StoppingTables, kind: int, energy: float, step: float) -> 
 
 
 @kernel
-def straggle(mean: float, step: float, beta2: float, largest: float, rng: np.random.Generator) -> float:
-    """The loss (MeV) in one step whose mean is `mean`.
+def straggle(mean: float, largest: float, rng: np.random.Generator) -> float:
+    """The loss (MeV) in one step, whose mean is `mean`, by transfers below DELTA_CUT.
 
-    Transfers between 10 keV and the largest one (or DELTA_CUT) are drawn one by one from 1 / E^2; the many smaller
-    ones are a normal deviate about what they leave of the mean.
+    L. Urban's model of thin layers, as in Geant4 (K. Lassila-Perini, L. Urban, NIM A362 (1995) 416, and Geant4's Physics
+    Reference Manual, "Energy loss fluctuations"): atoms are excited by I, and ionised by transfers e of 1 / e^2 from
+    10 eV up, which take 0.56 of the loss. Where either happens more than eight times, the small ones are a normal deviate.
+
+    Args:
+        mean: MeV.
+        largest: MeV, the most that it can transfer to an electron.
+        rng: consumed.
     """
-    soft_end = 0.010
     upper = min(largest, DELTA_CUT)
-    strength = LOSS_CONSTANT / beta2 * step
-    if upper <= soft_end:
-        return float(max(0.0, mean + np.sqrt(strength * upper) * rng.standard_normal()))
-    soft = mean - strength * np.log(upper / soft_end)
-    loss = soft + np.sqrt(strength * soft_end) * rng.standard_normal()
-    loss = max(loss, 0.2 * max(soft, 0.0))
-    width = 1.0 / soft_end - 1.0 / upper
-    path = rng.standard_exponential()
-    while path < strength * width:
-        loss += 1.0 / (1.0 / soft_end - rng.random() * width)
-        path += rng.standard_exponential()
-    return float(loss)
+    if mean < 1e-5 or upper <= SMALLEST_TRANSFER:
+        return mean
+    mean /= min(1.0 + 5e-4 / upper, 1.5)
+    loss = 0.0
+    excitations, quantum = 0.0, EXCITATION
+    if upper > EXCITATION:
+        excitations = (1.0 - IONISATION_SHARE) * mean / EXCITATION
+        width = 0.1 + 3.9 * np.sqrt(min(excitations / 42.0, 1.0))
+        excitations, quantum = excitations / width, quantum * width
+        if excitations > MANY:
+            loss += _around(excitations * quantum, excitations * quantum**2, rng)
+        else:
+            n = rng.poisson(excitations)
+            if n > 0:
+                loss += (n + 1 - 2.0 * rng.random()) * quantum
+    ratio = upper / SMALLEST_TRANSFER
+    ionisations = mean * (upper - SMALLEST_TRANSFER) / (SMALLEST_TRANSFER * upper * np.log(ratio))
+    if excitations > 0.0:
+        ionisations *= IONISATION_SHARE
+    single, few = 1.0, ionisations
+    if ionisations > MANY:
+        single = ratio * (MANY + ionisations) / (ratio * MANY + ionisations)
+        log = single * np.log(single) / (single - 1.0)
+        small = ionisations * ratio * (single - 1.0) / ((ratio - 1.0) * single)
+        loss += _around(small * SMALLEST_TRANSFER * log, SMALLEST_TRANSFER**2 * small * (single - log**2), rng)
+        few = ionisations - small
+    low = single * SMALLEST_TRANSFER
+    if upper > low:
+        share = (upper - low) / upper
+        for _ in range(rng.poisson(few)):
+            loss += low / (1.0 - share * rng.random())
+    return loss
+
+
+@kernel
+def _around(mean: float, variance: float, rng: np.random.Generator) -> float:
+    """A normal deviate within 0..2 means; a flat one if it is much wider than its mean."""
+    width = np.sqrt(max(variance, 0.0))
+    if mean < 0.25 * width:
+        return 2.0 * rng.random() * mean
+    while True:
+        x = mean + width * rng.standard_normal()
+        if 0.0 <= x <= 2.0 * mean:
+            return x

@@ -13,14 +13,19 @@ from larpanda.data.physics.kernel import (
     COMPTON,
     CONVERSION,
     IONISATION,
+    LEFT,
     PHOTO_ELECTRIC,
+    STOPPED,
+    VANISHED,
     Floats,
     Ledger,
     Particle,
     add_deposit,
     add_track,
+    end_track,
     isotropic,
     kernel,
+    outside,
     turn,
 )
 from larpanda.data.physics.material import (
@@ -38,7 +43,6 @@ from larpanda.data.physics.material import (
 from larpanda.data.physics.radiation import PHOTON_CUT, RadiationTables, pair_rate, radiated_photon, radiation_at
 from larpanda.data.physics.scattering import RE2, scatter
 
-MAX_STEP = 0.7  # mm; of every charged particle
 MAX_STEPS = 30_000  # of one track: 21 m
 
 
@@ -159,17 +163,21 @@ def electron(
     radiation: RadiationTables,
     half: Floats,
     world: Floats,
+    max_step: float,
     track: int,
     rng: np.random.Generator,
 ) -> None:
     """Follow an electron or positron to its end."""
     energy, x, y, z, ux, uy, uz = ledger.start[track]
     positron = ledger.pdg[track] == -11
+    path = 0.0
     for _ in range(MAX_STEPS):
-        if abs(x) > world[0] or abs(y) > world[1] or abs(z) > world[2]:
+        if outside(world, x, y, z):
+            ledger.lost[track] += energy
+            end_track(ledger, track, LEFT, x, y, z, path)
             return
         reach = table_at(stopping.range_mm[ELECTRON], energy)
-        if reach <= MAX_STEP or energy < 0.02:
+        if reach <= max_step or energy < 0.02:
             break
         before_step = energy
         radiate, soft_loss = radiation_at(radiation, energy)
@@ -177,10 +185,9 @@ def electron(
         vanish = _annihilation_rate(energy) if positron else 0.0
         rate = radiate + strike + vanish
         free = rng.standard_exponential() / rate
-        step = min(MAX_STEP, free)
-        gamma = 1.0 + energy / ELECTRON_MASS
+        step = min(max_step, free)
         mean = mean_loss(stopping, ELECTRON, energy, step) + step * soft_loss
-        loss = straggle(mean, step, 1.0 - 1.0 / gamma**2, 0.5 * energy, rng)
+        loss = straggle(mean, 0.5 * energy, rng)
         loss = min(loss, energy)
         cos = scatter(ELECTRON_MASS, energy, step, rng)
         vx, vy, vz = turn(ux, uy, uz, cos, 2.0 * np.pi * rng.random())
@@ -193,9 +200,10 @@ def electron(
         add_deposit(ledger, half, track, loss, x + 0.5 * dx, y + 0.5 * dy, z + 0.5 * dz)
         x, y, z, ux, uy, uz = x + dx, y + dy, z + dz, vx, vy, vz
         energy -= loss
+        path += step
         if energy < 0.02:
             break
-        if free > MAX_STEP:
+        if free > max_step:
             continue
         choice = rng.random() * rate
         if choice < radiate:
@@ -218,11 +226,13 @@ def electron(
             energy -= struck
         else:
             _annihilate(ledger, track, energy, x, y, z, ux, uy, uz, rng)
+            end_track(ledger, track, VANISHED, x, y, z, path)
             return
         if energy < 0.02:
             break
     on = 0.06 * table_at(stopping.range_mm[ELECTRON], max(energy, 1e-3))
     add_deposit(ledger, half, track, energy, x + on * ux, y + on * uy, z + on * uz)
+    end_track(ledger, track, STOPPED, x + 2 * on * ux, y + 2 * on * uy, z + 2 * on * uz, path + 2 * on)
     if positron:
         _annihilate(ledger, track, 0.0, x + 2 * on * ux, y + 2 * on * uy, z + 2 * on * uz, 0.0, 0.0, 1.0, rng)
 
@@ -269,17 +279,21 @@ def photon(
 ) -> None:
     """Follow a photon to its end."""
     k, x, y, z, ux, uy, uz = ledger.start[track]
+    path = 0.0
     while True:
         if k < PHOTON_CUT:
             add_deposit(ledger, half, track, k, x, y, z)
+            end_track(ledger, track, VANISHED, x, y, z, path)
             return
         compton = _compton_rate(k)
         absorb = 4.12e-3 * PER_BARN / k**3
         pair = pair_rate(k, radiation)
         rate = compton + absorb + pair
         free = rng.standard_exponential() / rate
-        x, y, z = x + free * ux, y + free * uy, z + free * uz
-        if abs(x) > world[0] or abs(y) > world[1] or abs(z) > world[2]:
+        x, y, z, path = x + free * ux, y + free * uy, z + free * uz, path + free
+        if outside(world, x, y, z):
+            ledger.lost[track] += k
+            end_track(ledger, track, LEFT, x, y, z, path)
             return
         choice = rng.random() * rate
         if choice < compton:
@@ -295,9 +309,11 @@ def photon(
                 add_track(ledger, track, 11, COMPTON, Particle(struck, x, y, z, vx / norm, vy / norm, vz / norm))
         elif choice < compton + absorb:
             bound = 3.206e-3  # K shell
-            add_deposit(ledger, half, track, bound, x, y, z)
+            back = 0.5 * free  # as every step, in its middle
+            add_deposit(ledger, half, track, bound, x - back * ux, y - back * uy, z - back * uz)
             vx, vy, vz = isotropic(rng) if k < 0.1 else (ux, uy, uz)
             add_track(ledger, track, 11, PHOTO_ELECTRIC, Particle(k - bound, x, y, z, vx, vy, vz))
+            end_track(ledger, track, VANISHED, x, y, z, path)
             return
         else:
             free_energy = k - 2.0 * ELECTRON_MASS
@@ -310,4 +326,5 @@ def photon(
                 cos = _small_angle(energy + ELECTRON_MASS, rng)
                 vx, vy, vz = turn(ux, uy, uz, cos, 2.0 * np.pi * rng.random())
                 add_track(ledger, track, 11 * sign, CONVERSION, Particle(max(energy, 1e-4), x, y, z, vx, vy, vz))
+            end_track(ledger, track, VANISHED, x, y, z, path)
             return

@@ -5,6 +5,7 @@ one generator, so that the same generator in the same state gives the same event
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,21 +13,39 @@ from larpanda.data.physics.decays import (
     MUON_CTAU_MM,
     PION_CTAU_MM,
     decay_in_flight,
-    muon_end,
+    muon_decay,
     neutral_pion,
-    pion_end,
+    pion_decay,
 )
-from larpanda.data.physics.hadrons import inelastic_rate, interact, neutron
+from larpanda.data.physics.hadrons import (
+    MU_MINUS_AT_REST,
+    PI_MINUS,
+    PI_MINUS_AT_REST,
+    PI_PLUS,
+    PROTONS,
+    ReactionTables,
+    neutron,
+    rates,
+    react,
+    reaction_tables,
+    scatter_elastically,
+)
 from larpanda.data.physics.kernel import (
     KNOCK_ON,
+    LEFT,
     PRIMARY,
+    STOPPED,
+    VANISHED,
     Floats,
     Ints,
     Ledger,
     Particle,
     add_deposit,
     add_track,
+    end_track,
+    isotropic,
     kernel,
+    outside,
     turn,
 )
 from larpanda.data.physics.material import (
@@ -46,10 +65,22 @@ from larpanda.data.physics.material import (
 from larpanda.data.physics.presets import ACTIVE_HALF_MM, Primary
 from larpanda.data.physics.radiation import RadiationTables, radiation_tables
 from larpanda.data.physics.scattering import scatter
-from larpanda.data.physics.showers import MAX_STEP, MAX_STEPS, electron, photon
+from larpanda.data.physics.showers import MAX_STEPS, electron, photon
 
+MAX_STEP_MM = 0.7  # of every charged particle
 MARGIN_MM = 350.0  # argon around the active volume in x and y: particles go on there, but nothing is recorded
 ROOM_DEPOSITS, ROOM_TRACKS = 40_000, 8_000  # what one track may add: this much is free before it is followed
+
+
+class Argon(NamedTuple):
+    """What particles fly through."""
+
+    half: Floats  # [3] mm, half-widths of the active volume, where deposits are recorded
+    world: Floats  # [3] mm, half-widths of the argon
+    max_step: float  # mm
+    stopping: StoppingTables
+    radiation: RadiationTables
+    reactions: ReactionTables
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,12 +95,17 @@ class Truth:
     pdg: Ints  # [T + 1] signed PDG code
     process: Ints  # [T + 1] what made the track, a constant of `kernel`
     start: Floats  # [T + 1, 7] MeV kinetic, mm, unit direction
+    end: Floats  # [T + 1, 3] mm
+    path: Floats  # [T + 1] mm, the whole way
+    fate: Ints  # [T + 1] how the track ended, a constant of `kernel`
+    lost: Floats  # [T + 1] MeV deposited outside the active volume or carried out of the argon; row 0: nuclei
 
 
 def simulate(
     primaries: tuple[Primary, ...],
     rng: np.random.Generator,
     active_half_mm: tuple[float, float, float] = ACTIVE_HALF_MM,
+    max_step_mm: float = MAX_STEP_MM,
 ) -> Truth:
     """Follow the primaries and all that they make.
 
@@ -77,40 +113,54 @@ def simulate(
         primaries: what starts where.
         rng: consumed.
         active_half_mm: half-widths of the box in which deposits are recorded.
+        max_step_mm: the longest step of a charged particle.
     """
     half = np.array(active_half_mm)
     world = half + np.array([MARGIN_MM, MARGIN_MM, 0.0])
     ledger = _empty(3 * ROOM_DEPOSITS, 3 * ROOM_TRACKS)
     for p in primaries:
         add_track(ledger, 0, p.pdg, PRIMARY, Particle(p.energy_mev, *p.position_mm, *p.direction))
-        _wait(ledger, int(ledger.used[1]) - 1)
-    while not _follow(ledger, half, world, stopping_tables(), radiation_tables(), rng):
+    _wait(ledger, 1)
+    argon = Argon(half, world, max_step_mm, stopping_tables(), radiation_tables(), reaction_tables())
+    while not _follow(ledger, argon, rng):
         ledger = _larger(ledger)
     deposits, tracks = ledger.used
-    return Truth(
-        primaries,
-        ledger.place[:deposits].copy(),
-        ledger.deposit[:deposits].copy(),
-        ledger.owner[:deposits].copy(),
-        ledger.parent[:tracks].copy(),
-        ledger.pdg[:tracks].copy(),
-        ledger.process[:tracks].copy(),
-        ledger.start[:tracks].copy(),
+    by_deposit = (column[:deposits].copy() for column in (ledger.place, ledger.deposit, ledger.owner))
+    by_track = (
+        column[:tracks].copy()
+        for column in (
+            ledger.parent,
+            ledger.pdg,
+            ledger.process,
+            ledger.start,
+            ledger.end,
+            ledger.path,
+            ledger.fate,
+            ledger.lost,
+        )
     )
+    return Truth(primaries, *by_deposit, *by_track)
 
 
 def _empty(deposits: int, tracks: int) -> Ledger:
+    def whole() -> Ints:
+        return np.zeros(tracks, np.int64)
+
     return Ledger(
-        np.array([0, 1]),
-        np.zeros(6, np.int64),
-        np.zeros(tracks, np.int64),
-        np.empty((deposits, 3)),
-        np.empty(deposits),
-        np.empty(deposits, np.int64),
-        np.zeros(tracks, np.int64),
-        np.zeros(tracks, np.int64),
-        np.zeros(tracks, np.int64),
-        np.zeros((tracks, 7)),
+        used=np.array([0, 1]),
+        newest=np.zeros(1, np.int64),
+        below=whole(),
+        place=np.empty((deposits, 3)),
+        deposit=np.empty(deposits),
+        owner=np.empty(deposits, np.int64),
+        parent=whole(),
+        pdg=whole(),
+        process=whole(),
+        start=np.zeros((tracks, 7)),
+        end=np.zeros((tracks, 3)),
+        path=np.zeros(tracks),
+        fate=whole(),
+        lost=np.zeros(tracks),
     )
 
 
@@ -123,82 +173,61 @@ def _larger(ledger: Ledger) -> Ledger:
 
 
 @kernel
-def _wait(ledger: Ledger, track: int) -> None:
-    """Put a track into its queue: as Geant4, primaries and heavy particles, then n, e-, photons, e+, and again.
+def _wait(ledger: Ledger, first: int) -> None:
+    """The tracks from `first` on are to be followed next, the newest of them first, as Geant4 does it.
 
     The order does not matter to the physics, but to the image, which is placed around the first deposits.
     """
-    pdg = ledger.pdg[track]
-    line = 0
-    if ledger.parent[track] == 0:
-        line = 0
-    elif pdg == 2112:
-        line = 1
-    elif pdg == 11:
-        line = 2
-    elif pdg == 22:
-        line = 3
-    elif pdg == -11:
-        line = 4
-    ledger.below[track] = ledger.waiting[line]
-    ledger.waiting[line] = track
+    for track in range(first, ledger.used[1]):
+        ledger.below[track] = ledger.newest[0]
+        ledger.newest[0] = track
 
 
 @kernel
-def _follow(
-    ledger: Ledger,
-    half: Floats,
-    world: Floats,
-    stopping: StoppingTables,
-    radiation: RadiationTables,
-    rng: np.random.Generator,
-) -> bool:
+def _follow(ledger: Ledger, argon: Argon, rng: np.random.Generator) -> bool:
     """Follow the tracks that wait, and those they make. False: stopped for want of room, to be called again."""
-    empty = 0
-    while empty < 5:
+    half, world, max_step, stopping, radiation, reactions = argon
+    while ledger.newest[0] > 0:
         if len(ledger.deposit) - ledger.used[0] < ROOM_DEPOSITS or len(ledger.pdg) - ledger.used[1] < ROOM_TRACKS:
             return False
-        line = ledger.waiting[5]
-        track = ledger.waiting[line]
-        if track == 0:
-            ledger.waiting[5] = (line + 1) % 5
-            empty += 1
-            continue
-        empty = 0
-        ledger.waiting[line] = ledger.below[track]
+        track = ledger.newest[0]
+        ledger.newest[0] = ledger.below[track]
         before = ledger.used[1]
         kind = abs(ledger.pdg[track])
         if kind == 11:
-            electron(ledger, stopping, radiation, half, world, track, rng)
+            electron(ledger, stopping, radiation, half, world, max_step, track, rng)
         elif kind == 22:
             photon(ledger, radiation, half, world, track, rng)
         elif kind == 2112:
-            neutron(ledger, half, world, track, rng)
+            neutron(ledger, reactions, stopping, half, world, track, rng)
         elif kind == 111:
             neutral_pion(ledger, track, rng)
         else:
-            heavy(ledger, stopping, half, world, track, rng)
-        for child in range(before, ledger.used[1]):
-            _wait(ledger, child)
+            heavy(ledger, argon, track, rng)
+        _wait(ledger, before)
     return True
 
 
 @kernel
-def heavy(
-    ledger: Ledger, stopping: StoppingTables, half: Floats, world: Floats, track: int, rng: np.random.Generator
-) -> None:
+def heavy(ledger: Ledger, argon: Argon, track: int, rng: np.random.Generator) -> None:
     """Follow a muon, charged pion or proton to its end."""
+    half, world, max_step, stopping, _, reactions = argon
     energy, x, y, z, ux, uy, uz = ledger.start[track]
     pdg = ledger.pdg[track]
+    path = 0.0
+    projectile = PROTONS
     if abs(pdg) == 13:
         kind, lifetime = MUON, MUON_CTAU_MM
     elif abs(pdg) == 211:
         kind, lifetime = PION, PION_CTAU_MM
+        projectile = PI_PLUS if pdg > 0 else PI_MINUS
     else:
         kind, lifetime = PROTON, np.inf
     mass = MASSES[kind]
     for _ in range(MAX_STEPS):
-        if abs(x) > world[0] or abs(y) > world[1] or abs(z) > world[2]:
+        if outside(world, x, y, z):
+            ledger.lost[track] += energy
+            end_track(ledger, track, LEFT, x, y, z, path)
             return
         reach = table_at(stopping.range_mm[kind], max(energy, 1e-3))
         if reach < 0.1 or energy < 0.01:
@@ -214,15 +243,16 @@ def heavy(
                 1.0 / DELTA_CUT - 1.0 / largest - beta2 / largest * np.log(largest / DELTA_CUT)
             )
         decay = mass / (momentum * lifetime)
-        inelastic = inelastic_rate(pdg, energy)
-        elastic = inelastic if energy > 20.0 else 0.0
+        elastic, inelastic = 0.0, 0.0
+        if kind != MUON:
+            elastic, _, inelastic = rates(reactions, projectile, energy)
         rate = strike + decay + inelastic + elastic
         # Geant4 shortens the steps towards the end: to a fifth of the range, down to 0.1 mm.
-        step = min(MAX_STEP, 0.2 * reach + 0.08 * (2.0 - 0.1 / reach))
+        step = min(max_step, 0.2 * reach + 0.08 * (2.0 - 0.1 / reach))
         free = rng.standard_exponential() / rate if rate > 0.0 else np.inf
         here = free <= step
         step = min(step, free)
-        loss = min(energy, straggle(mean_loss(stopping, kind, energy, step), step, beta2, largest, rng))
+        loss = min(energy, straggle(mean_loss(stopping, kind, energy, step), largest, rng))
         cos = scatter(mass, energy, step, rng)
         vx, vy, vz = turn(ux, uy, uz, cos, 2.0 * np.pi * rng.random())
         first = step * rng.random()
@@ -232,6 +262,7 @@ def heavy(
         add_deposit(ledger, half, track, loss, x + 0.5 * dx, y + 0.5 * dy, z + 0.5 * dz)
         x, y, z, ux, uy, uz = x + dx, y + dy, z + dz, vx, vy, vz
         energy -= loss
+        path += step
         if not here or energy <= 0.01:
             continue
         choice = rng.random() * rate
@@ -251,17 +282,26 @@ def heavy(
             energy -= struck
         elif choice < strike + decay:
             decay_in_flight(ledger, track, pdg, energy, x, y, z, ux, uy, uz, rng)
+            end_track(ledger, track, VANISHED, x, y, z, path)
             return
         elif choice < strike + decay + inelastic:
-            interact(ledger, half, track, pdg, energy, x, y, z, ux, uy, uz, rng)
+            particle = Particle(energy, x, y, z, ux, uy, uz)
+            react(ledger, reactions, stopping, half, track, projectile, particle, rng)
+            end_track(ledger, track, VANISHED, x, y, z, path)
             return
-        else:  # elastic on the nucleus: exp(-70 t / GeV^2)
-            t = rng.standard_exponential() * 1e6 / 70.0
-            cos = max(-1.0, 1.0 - t / (2.0 * momentum * momentum))
+        else:
+            cos, recoil = scatter_elastically(reactions, projectile, energy, rng)
+            add_deposit(ledger, half, 0, recoil, x, y, z)
+            energy -= recoil
             ux, uy, uz = turn(ux, uy, uz, cos, 2.0 * np.pi * rng.random())
     if energy > 0.0:
         add_deposit(ledger, half, track, energy, x, y, z)
-    if kind == MUON:
-        muon_end(ledger, half, track, pdg, x, y, z, rng)
-    elif kind == PION:
-        pion_end(ledger, half, track, pdg, x, y, z, rng)
+    end_track(ledger, track, STOPPED, x, y, z, path)
+    if pdg == -13:
+        muon_decay(ledger, track, x, y, z, rng)
+    elif pdg == 211:
+        pion_decay(ledger, track, x, y, z, rng)
+    elif pdg == 13 or pdg == -211:
+        at_rest = MU_MINUS_AT_REST if pdg == 13 else PI_MINUS_AT_REST
+        ux, uy, uz = isotropic(rng)
+        react(ledger, reactions, stopping, half, track, at_rest, Particle(0.0, x, y, z, ux, uy, uz), rng)
