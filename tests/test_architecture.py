@@ -15,7 +15,7 @@ MAX_LINES = 500
 HEAVY = {"torch", "numba", "matplotlib", "pyarrow", "scipy", "h5py"}
 
 # A part is a top-level module or package; it may always import itself, and those named here.
-BASE = frozenset({"event", "sparse", "parallel", "publish"})
+BASE = frozenset({"config", "event", "sparse", "parallel", "publish"})
 LIBRARY = BASE | {"data", "model", "train", "evaluate", "reconstruct", "analysis", "display"}
 PROGRAMS = frozenset({"report", "study", "bench", "jobs"})
 MAY_IMPORT = {

@@ -117,13 +117,55 @@ def test_view(tmp_path, small, capsys):
     assert capsys.readouterr().out.split()[-1] == str(tmp_path / "truth.png")
 
 
-def test_generate_is_a_function_of_the_seed(tmp_path):
+def test_generate_is_a_function_of_the_seed(tmp_path, capsys):
     for name in ("a.h5", "b.h5"):
         assert run("generate", tmp_path / name, "--events", 2, "--seed", 100, "--quiet") == 0
-    a, b = (larpanda.open_events(tmp_path / name) for name in ("a.h5", "b.h5"))
-    again = larpanda.generate(2, seed=100)
-    for left, right, made in zip(a, b, again, strict=True):
-        assert left.energy.tolist() == right.energy.tolist() == made.energy.tolist()
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert captured.out.splitlines()[0] == f"{tmp_path / 'a.h5'}: 2 events of preset pilarnet, seed 100"
+    assert run("generate", tmp_path / "c.parquet", "--events", 1, "--seed", 100, "--start", 1) == 0
+    assert re.search(r"^larpanda generate: making: 1 of 1 events, [\d.]+ events/s$", capsys.readouterr().err, re.M)
+    a, c = (larpanda.open_events(tmp_path / name) for name in ("a.h5", "c.parquet"))
+    for left, made in zip([*a, c[0]], [*larpanda.generate(2, seed=100), a[1]], strict=True):
+        assert left.energy.tolist() == made.energy.tolist()
+
+
+def test_generate_from_a_file_of_ones_own_in_processes_after_a_stop(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    source = "{pdg: [13], energy_mev: [50, 100]}"
+    Path("mine.yaml").write_text(f"vertex: {{particles: [1, 1], half_mm: [0, 0, 0], sources: [{source}]}}")
+    made = larpanda.cli._Meter.tell
+
+    def stop(meter, stage, done, total):
+        made(meter, stage, done, total)
+        if done == 20:
+            raise KeyboardInterrupt
+
+    command = ["generate", "out.h5", "--events", 40, "--preset", "mine.yaml", "--set", "min_voxels=20"]
+    monkeypatch.setattr(larpanda.cli._Meter, "tell", stop)
+    assert run(*command) == 130
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert run(*command, "--seed", 1) == 2
+    assert "holds events of another run (seed 0 there, 1 here)" in capsys.readouterr().err
+    assert run(*command, "--workers", 2) == 0
+    captured = capsys.readouterr()
+    assert "larpanda generate: out.h5.partial: going on with an earlier run, 16 of 40 events are there" in captured.err
+    assert re.search(r"out\.h5: 40 events of preset mine\.yaml#[0-9a-f]{12}, seed 0", captured.out)
+    run("show", "out.h5")
+    assert '"min_voxels": 20' in capsys.readouterr().out
+    resumed = Path("out.h5").read_bytes()
+    assert run(*command) == 0
+    assert Path("out.h5").read_bytes() == resumed
+
+
+def test_generate_on_a_terminal_shows_a_bar(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert run("generate", tmp_path / "a.h5", "--events", 20, "--preset", "single:proton") == 0
+    err = capsys.readouterr().err
+    assert "making:   0%" in err
+    assert "joining: 20 of 20 events" in err
 
 
 def test_finetune_and_what_show_says_of_it(tmp_path, small, capsys):
@@ -171,7 +213,14 @@ def test_show(tmp_path, small, capsys):
         (["view", "text.h5"], r"text\.h5"),
         (["view", "small.h5", "--event", "3"], "there are 3 events"),
         (["generate", "out.root", "--events", "1"], r"out\.root"),
-        (["generate", "events.h5", "--preset", "jupiter"], "jupiter"),
+        (["generate", "events.h5", "--preset", "jupiter"], "unknown preset 'jupiter'.*known are pilarnet"),
+        (["generate", "events.h5", "--preset", "jupiter.yaml"], r"jupiter\.yaml: no such file"),
+        (["generate", "events.h5", "--preset", "wrong.yaml"], r"wrong\.yaml: rian: no such field; the nearest is rain"),
+        (["generate", "events.h5", "--set", "rain.particle=4,8"], "no such setting; the nearest is rain.particles"),
+        (["generate", "events.h5", "--set", "rain.particles=many"], r"rain\.particles is 'many'; expected tuple"),
+        (["generate", "events.h5", "--workers", "0"], "0 is not a positive whole number"),
+        (["generate", "events.h5", "--start", "-1"], "start = -1"),
+        (["view", "generate:wrong.yaml?events=3"], r"wrong\.yaml: rian"),
         (["finetune", "semantic", "small.h5", "--from", "scratch", "--out", "r", "--recipe", "x"], "no such recipe"),
         (["finetune", "semantic", "small.h5", "--from", "scratch", "--out", "r", "--set", "lr=1"], "nearest is"),
         (["show", "nothing"], "no model there"),
@@ -182,6 +231,7 @@ def test_show(tmp_path, small, capsys):
 def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, small, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.h5").write_text("hello\n")
+    (tmp_path / "wrong.yaml").write_text("rian: {}")
     bare = larpanda.Event.from_arrays([[1, 2, 3], [2, 2, 3]], [1.0, 1.0])
     larpanda.write_events(tmp_path / "bare.h5", [bare])
     try:

@@ -1,4 +1,7 @@
-"""Every example of README and docs runs, top to bottom of its page, in a folder of its own."""
+"""Every example of README and docs runs, top to bottom of its page, in a folder of its own.
+
+A block of YAML whose first line is ``# NAME.yaml`` becomes that file.
+"""
 
 import os
 import re
@@ -81,6 +84,8 @@ def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     namespace = {"__name__": "__main__"}
     for block in blocks(text):
+        if block.language == "yaml" and (name := re.match(r"# (\w+\.yaml)\n", block.code)):
+            Path(name[1]).write_text(block.code)
         if not block.runs:
             continue
         if block.language == "python":

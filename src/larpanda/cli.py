@@ -6,9 +6,10 @@ Results go to stdout, progress to stderr. Exit 0: done; 2: the caller's mistake,
 import argparse
 import math
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import larpanda
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 DEMO_EVENTS, DEMO_SEED = 8, 100  # seeds from 100 up are for tests: no shipped model was trained on them
+LINE_SECONDS = 60  # between lines of progress where there is no terminal
 PAGE_EVENTS = 12  # on one page: it stays under a few MB
 
 
@@ -38,12 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def generate(arguments: argparse.Namespace) -> int:
     """Make events with truth."""
-    from larpanda.data import write_events
+    from larpanda.data.farm import generate_file
     from larpanda.data.generate import generate
 
-    events = generate(arguments.events, seed=arguments.seed, preset=arguments.preset)
-    write_events(arguments.out, _progress(events, len(events), "events", arguments))
-    print(f"{arguments.out}: {len(events)} events of preset {arguments.preset}, seed {arguments.seed}")
+    events = generate(arguments.events, arguments.seed, arguments.preset, arguments.start, arguments.set)
+    meter = _Meter("larpanda generate", arguments)
+    generate_file(arguments.out, events, arguments.workers, progress=meter.tell, say=meter.say)
+    print(f"{arguments.out}: {len(events)} events of preset {events.preset_name}, seed {arguments.seed}")
     return 0
 
 
@@ -127,9 +130,10 @@ def view(arguments: argparse.Namespace) -> int:
 
 def finetune(arguments: argparse.Namespace) -> int:
     """Train a head, with the encoder, on labels."""
+    from larpanda.config import override
     from larpanda.data import open_events
     from larpanda.train.finetune import finetune_semantic
-    from larpanda.train.recipes import RECIPES, override
+    from larpanda.train.recipes import RECIPES
 
     if arguments.recipe not in RECIPES:
         raise ValueError(f"--recipe {arguments.recipe}: no such recipe; there are {', '.join(RECIPES)}")
@@ -279,11 +283,14 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--seed", type=int, help=f"of the generated events ({DEMO_SEED})")
     device(one)
 
-    one = verb("generate", generate, "larpanda generate events.h5 --events 100 --seed 3")
+    one = verb("generate", generate, "larpanda generate events.h5 --events 10000 --seed 3 --workers 4")
     one.add_argument("out", type=Path, metavar="OUT", help="file to write, .h5 or .parquet (PILArNet v3_extra)")
     one.add_argument("--events", type=int, default=100, help="how many (100)")
     one.add_argument("--seed", type=int, default=0, help="event i depends on this and i only (0)")
-    one.add_argument("--preset", default="pilarnet", help="what is in an event (pilarnet)")
+    one.add_argument("--start", type=int, default=0, help="number of the first event (0)")
+    one.add_argument("--preset", default="pilarnet", help="what is in an event: a name, or a YAML file (pilarnet)")
+    one.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="e.g. rain.particles=4,8")
+    one.add_argument("--workers", type=_number, default=1, help="processes; the events do not depend on them (1)")
 
     one = verb(
         "finetune",
@@ -403,6 +410,39 @@ def _progress(items: Iterable[Item], total: int, name: str, arguments: argparse.
 
     bar: Iterable[Item] = tqdm(items, name, total, disable=arguments.quiet or None, leave=False)
     return bar
+
+
+class _Meter:
+    """How far a long run is: a bar on a terminal, elsewhere a line a minute; at the end events a second."""
+
+    def __init__(self, name: str, arguments: argparse.Namespace) -> None:
+        self._name, self._quiet, self._terminal = name, arguments.quiet, sys.stderr.isatty()
+        self._bar: Any = None
+        self._stage, self._first = "", 0
+        self._begun = self._told = self._last = time.monotonic()
+
+    def say(self, line: str) -> None:
+        if not self._quiet:
+            print(f"{self._name}: {line}", file=sys.stderr, flush=True)
+
+    def tell(self, stage: str, done: int, total: int) -> None:
+        """One more is done. Rates are those of this run: a resumed one begins with what is there."""
+        from tqdm import tqdm
+
+        now = time.monotonic()
+        if stage != self._stage:
+            self._stage, self._first, self._begun = stage, done - 1, self._last
+            if self._terminal and not self._quiet:
+                self._bar = tqdm(desc=stage, total=total, initial=done - 1, unit=" events", leave=False)
+        if self._bar is not None:
+            self._bar.update(done - self._bar.n)
+            if done == total:
+                self._bar.close()
+        self._last = now
+        if done == total or (self._bar is None and now > self._told + LINE_SECONDS):
+            self._told = now
+            rate = (done - self._first) / max(now - self._begun, 1e-9)
+            self.say(f"{stage}: {done} of {total} events, {rate:.1f} events/s")
 
 
 def _one_line(error: object) -> str:

@@ -3,6 +3,7 @@
 import html
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from larpanda.data import open_events
+from larpanda.data.rows import open_rows
 from larpanda.display.figures import MOTIF_NAME, bars_svg, confusion_svg
 from larpanda.display.scene import page
 from larpanda.evaluate.segmentation import CONVENTIONS, Segmentation, as_json, segmentation
@@ -176,6 +178,8 @@ def _describe_table(path: Path) -> str | None:
 
 def _describe_events(what: str) -> str:
     events = open_events(what)
+    with closing(open_rows(Path(what), what)) as rows:
+        provenance = rows.provenance
     lines = [f"{what}: {len(events)} events"]
     if len(events):
         event = events[0]
@@ -186,6 +190,8 @@ def _describe_events(what: str) -> str:
             lines.append(f"particles: {'momenta and vertices' if event.particles else 'ids only'}")
         else:
             lines.append("no truth")
+    if provenance is not None:
+        lines.append(f"provenance: {provenance}")
     return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -79,6 +80,12 @@ def test_a_relative_name_stays_relative_and_works_from_elsewhere(folder, monkeyp
     assert number(events[0]) == 3
 
 
+class Numbered(list):
+    def __init__(self, source, events):
+        super().__init__(events)
+        self.source = source
+
+
 @pytest.fixture
 def generator(monkeypatch):
     """In place of the real one: its events say which they are."""
@@ -86,7 +93,7 @@ def generator(monkeypatch):
     def generate(n, seed=0, preset="pilarnet"):
         if preset != "pilarnet":
             raise ValueError(f"unknown preset {preset!r}")
-        return numbered(100 * seed, n)
+        return Numbered(f"generate:{preset}?seed={seed}", numbered(100 * seed, n))
 
     monkeypatch.setitem(sys.modules, "larpanda.data.generate", SimpleNamespace(generate=generate))
 
@@ -102,6 +109,18 @@ def test_the_generator():
     bare = open_events("generate:pilarnet?events=3", truth=False)[0]
     assert not bare.has_truth
     assert bare.particle.tolist() == [UNKNOWN]
+
+
+def test_the_generator_with_a_file_of_ones_own(tmp_path):
+    proton = "{pdg: [2212], energy_mev: [200, 300]}"
+    text = f"vertex: {{particles: [1, 1], half_mm: [9, 9, 9], sources: [{proton}]}}"
+    (tmp_path / "mine.yml").write_text(text)
+    events = open_events(f"generate:{tmp_path}/mine.yml?events=3&seed=2")
+    assert len(events) == 3
+    assert events[2].key == events.key(2)
+    assert re.fullmatch(r"generate:mine\.yml#[0-9a-f]{12}\?seed=2", events.key(2).file)
+    with pytest.raises(FileNotFoundError):
+        open_events("generate:no/such.yaml?events=3")
 
 
 @pytest.mark.usefixtures("generator")

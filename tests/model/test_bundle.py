@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from larpanda.model.bundle import ModelConfig, config_from_json, load_bundle, save_bundle
+from larpanda.model.bundle import load_bundle, save_bundle
 
 
 @pytest.fixture
@@ -65,9 +65,3 @@ def test_damaged_files_are_named(folder, name, content, message):
 def test_no_such_bundle(tmp_path):
     with pytest.raises(ValueError, match="no model there; expected a shipped name"):
         load_bundle(tmp_path / "nothing")
-
-
-def test_config_types_are_checked():
-    assert config_from_json(ModelConfig, {}, "here") == ModelConfig()
-    with pytest.raises(ValueError, match=r"^here: .*depths"):
-        config_from_json(ModelConfig, {"encoder": {"depths": "many"}}, "here")

@@ -13,7 +13,7 @@ from larpanda.train.checkpoint import damage, resume
 from larpanda.train.finetune import finetune_semantic
 from larpanda.train.loop import fit
 from larpanda.train.optim import OptimConfig, learning_rate, make_optimizer
-from larpanda.train.recipes import nano_semantic, override, panda_semantic
+from larpanda.train.recipes import panda_semantic
 
 
 @pytest.fixture
@@ -194,15 +194,3 @@ def test_groups_of_the_paper(tiny_model):
     blocks = [f"encoder.blocks.{s}.{b}.qkv.weight" for s, b in ((0, 0), (0, 1), (1, 0), (2, 0))]
     assert [of[id(named[name])]["scale"] for name in blocks] == pytest.approx([0.9**3, 0.9**2, 0.9, 1.0])
     assert of[id(named["semantic.linear.weight"])]["scale"] == 1.0
-
-
-def test_settings_of_the_command_line():
-    config = override(nano_semantic(), ["optim.lr=1e-3", "model.encoder.depths=1,1,1,1,1", "steps=7"])
-    assert (config.optim.lr, config.model.encoder.depths, config.steps) == (1e-3, (1, 1, 1, 1, 1), 7)
-    assert config.model.encoder.channels == nano_semantic().model.encoder.channels
-    with pytest.raises(ValueError, match=r"optim\.lrr: no such setting; the nearest is optim\.lr"):
-        override(config, ["optim.lrr=1"])
-    with pytest.raises(ValueError, match="steps"):
-        override(config, ["steps=many"])
-    with pytest.raises(ValueError, match="expected section"):
-        override(config, ["steps"])

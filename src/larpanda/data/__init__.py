@@ -16,7 +16,7 @@ import torch
 
 from larpanda.event import UNKNOWN, VOXEL_MM, Event, EventKey
 
-GENERATE = "generate:"  # generate:PRESET?events=N&seed=S
+GENERATE = "generate:"  # generate:PRESET?events=N&seed=S; PRESET may be the path of a YAML file
 OPEN_FILES = 64  # at most; systems allow a process some 256 to 1,024
 MEDIAN_ENERGY_MEV = (0.1, 2.0)  # of the voxels of an event: 0.36 with Geant4 and a threshold of 0.01 MeV
 
@@ -100,9 +100,9 @@ class _Generated:
             if not value.isascii() or not value.isdecimal():
                 raise ValueError(f"{source}: {name} is {value!r}; expected a whole number from 0 up")
             options[name] = int(value)
-        self.name = f"{GENERATE}{preset}?seed={options['seed']}"  # as the generator's keys: not how many were asked for
         self._truth = truth
         self._events = generate(options["events"], seed=options["seed"], preset=preset)
+        self.name = self._events.source  # which does not say how many were asked for
 
     def __len__(self) -> int:
         return len(self._events)
@@ -125,7 +125,8 @@ def open_events(
 
     Args:
         source: a PILArNet-M file (.h5, .hdf5, .parquet; revisions v1 to v3_extra, see docs/formats.md); a folder of
-            such files, with those below it; a glob; ``"generate:PRESET?events=1000&seed=0"``; or a list of these.
+            such files, with those below it; a glob; ``"generate:PRESET?events=1000&seed=0"``, where PRESET may
+            be a YAML file (docs/generate.md); or a list of these.
         truth: False reads the points alone, which is faster.
         energy_scale: MeV for a unit of the file's voxel values, where they are a charge.
         voxel_mm: pitch of the file's voxels; index i becomes the 3 mm voxel that holds its centre.

@@ -3,66 +3,87 @@
 What the physics is, and how close it comes to Geant4, is told in docs/physics.md.
 """
 
+import os
 from collections.abc import Sequence
-from typing import overload
+from dataclasses import asdict
+from typing import Any, overload
 
 import numpy as np
 import torch
 
+from larpanda import __version__
 from larpanda.data.physics.image import Image, cell_of, place_image
 from larpanda.data.physics.labels import Labels, interaction_of, label
-from larpanda.data.physics.material import (
-    ELECTRON_MASS,
-    MUON_MASS,
-    PION_MASS,
-    PROTON_MASS,
-)
-from larpanda.data.physics.presets import PRESETS, draw
+from larpanda.data.physics.presets import MASS_MEV, Preset, draw, find_preset
 from larpanda.data.physics.transport import Truth, simulate
 from larpanda.event import PDG, UNKNOWN, Event, EventKey, ParticleTruth, compact
 
-_MASS_MEV = {22: 0.0, 11: ELECTRON_MASS, 13: MUON_MASS, 211: PION_MASS, 2212: PROTON_MASS}
 _SPECIES = {pdg: int(species) for species, pdg in PDG.items()}
+MAX_DRAWS = 1000  # of one event, until it has `min_voxels`
 
 
-def generate(n: int, seed: int = 0, preset: str = "pilarnet", start: int = 0) -> "GeneratedEvents":
+def generate(
+    n: int,
+    seed: int = 0,
+    preset: str | os.PathLike[str] | Preset = "pilarnet",
+    start: int = 0,
+    settings: Sequence[str] = (),
+) -> "GeneratedEvents":
     """Simulate events of a preset.
 
     Args:
         n: how many.
         seed: of the whole sample. Event i depends on preset, seed and i only.
-        preset: "pilarnet" (particle bombs like those of PILArNet-M), or "single:electron", "single:photon",
-            "single:muon", "single:pion", "single:proton".
+        preset: what is in an event: "pilarnet" (particle bombs like those of PILArNet-M), another name of
+            `physics.presets.PRESETS`, a YAML file of your own, or a `Preset`; see docs/generate.md.
         start: number of the first event: ``generate(n, start=k)[i]`` is ``generate(k + n)[k + i]``.
+        settings: changes to the preset, such as ``rain.particles=4,8``.
 
     Returns:
         A sequence of Event that makes event i when it is asked for, 20 ms each; nothing is kept.
 
     Raises:
-        ValueError: an unknown preset, or a negative number.
+        ValueError: an unknown preset or field, an impossible value, or a negative number. Making an event raises it
+            too, if 1,000 draws in a row have fewer voxels than the preset's `min_voxels`.
+        FileNotFoundError: there is no such YAML file.
 
     >>> events = generate(2, seed=3)
     >>> len(events), events[0].key.file
     (2, 'generate:pilarnet?seed=3')
     """
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r} of the generator; known are {', '.join(PRESETS)}")
     for name, value in (("n", n), ("seed", seed), ("start", start)):
         if value < 0:
             raise ValueError(f"{name} = {value} of the generator is negative; expected 0 or more")
-    return GeneratedEvents(preset, seed, range(start, start + n))
+    name, found = find_preset(preset, settings)
+    return GeneratedEvents(name, found, seed, range(start, start + n))
 
 
 class GeneratedEvents(Sequence[Event]):
     """Events numbered by a range, made anew on every access: same number, same bytes. See `generate`."""
 
-    __slots__ = ("_numbers", "_preset", "_seed")
+    __slots__ = ("_numbers", "_preset", "_seed", "preset_name")
 
-    def __init__(self, preset: str, seed: int, numbers: range) -> None:
-        self._preset, self._seed, self._numbers = preset, seed, numbers
+    def __init__(self, preset_name: str, preset: Preset, seed: int, numbers: range) -> None:
+        self.preset_name, self._preset, self._seed, self._numbers = preset_name, preset, seed, numbers
 
     def __repr__(self) -> str:
-        return f"GeneratedEvents({self._preset!r}, seed={self._seed}, numbers={self._numbers})"
+        return f"GeneratedEvents({self.preset_name!r}, seed={self._seed}, numbers={self._numbers})"
+
+    @property
+    def source(self) -> str:
+        """What the keys of the events call their file."""
+        return f"generate:{self.preset_name}?seed={self._seed}"
+
+    def provenance(self) -> dict[str, Any]:
+        """All that decides what the events are, as JSON values."""
+        numbers = self._numbers
+        return {
+            "larpanda": __version__,
+            "preset": self.preset_name,
+            "settings": asdict(self._preset),
+            "seed": self._seed,
+            "event_numbers": {"start": numbers.start, "stop": numbers.stop, "step": numbers.step},
+        }
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -75,26 +96,29 @@ class GeneratedEvents(Sequence[Event]):
 
     def __getitem__(self, index: "int | slice") -> "Event | GeneratedEvents":
         if isinstance(index, slice):
-            return GeneratedEvents(self._preset, self._seed, self._numbers[index])
+            return GeneratedEvents(self.preset_name, self._preset, self._seed, self._numbers[index])
         try:
             number = self._numbers[index]
         except IndexError:
             raise IndexError(f"event {index} of {len(self)} generated events") from None
-        return _make(self._preset, self._seed, number)
+        return _make(self._preset, self._seed, EventKey(self.source, number))
 
 
-def _make(preset: str, seed: int, number: int) -> Event:
-    """Event `number`. Events that are too small are drawn again, from the next generator of the same number."""
-    settings = PRESETS[preset]
-    attempt = 0
-    while True:
-        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, number, attempt])))
-        truth = simulate(draw(settings, rng), rng)
-        image = place_image(truth, rng)
+def _make(preset: Preset, seed: int, key: EventKey) -> Event:
+    """Event `key.entry`. Events that are too small are drawn again, from the next generator of the same number."""
+    largest = 0
+    for attempt in range(MAX_DRAWS):
+        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, key.entry, attempt])))
+        truth = simulate(draw(preset, rng), rng, preset.active_half_mm)
+        image = place_image(truth, rng, preset.active_half_mm)
         labels = label(truth, image)
-        if len(labels.key) >= settings.min_voxels:
-            return _event(truth, image, labels, EventKey(f"generate:{preset}?seed={seed}", number))
-        attempt += 1
+        if len(labels.key) >= preset.min_voxels:
+            return _event(truth, image, labels, key)
+        largest = max(largest, len(labels.key))
+    raise ValueError(
+        f"{key}: the largest of {MAX_DRAWS} draws had {largest} voxels; expected {preset.min_voxels}, the preset's "
+        "min_voxels: lower it, or start more"
+    )
 
 
 def _event(truth: Truth, image: Image, labels: Labels, key: EventKey) -> Event:
@@ -130,7 +154,7 @@ def _particle_truth(
     cut = truth.lost > 0  # [T + 1] tracks of which some energy is not in the image
     cut[truth.owner[~image.inside]] = True
     energy, place, direction = truth.start[tracks, 0], truth.start[tracks, 1:4], truth.start[tracks, 4:7]
-    mass = np.array([_MASS_MEV.get(abs(int(pdg)), np.nan) for pdg in truth.pdg[tracks]])
+    mass = np.array([MASS_MEV.get(abs(int(pdg)), np.nan) for pdg in truth.pdg[tracks]])
     momentum = np.sqrt(energy * (energy + 2 * mass))
     parent = truth.parent[tracks]
     return ParticleTruth(

@@ -316,7 +316,7 @@ def _float32(values: Array) -> Tensor:
 
 def write(path: Path, events: Iterable[Event]) -> None:
     """Write events in the layout v3_extra: `larpanda.write_events`."""
-    write_rows(path, (_encode(event, ordinal) for ordinal, event in enumerate(events)))
+    write_rows(path, (encode(event, ordinal) for ordinal, event in enumerate(events)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,7 +330,8 @@ class _Run:
     interaction: int
 
 
-def _encode(event: Event, ordinal: int) -> Row:
+def encode(event: Event, ordinal: int) -> Row:
+    """The row of an event. Raises ValueError, which calls it ``ordinal``, for one that has a problem."""
     if fault := event.problem() or _contradiction(event):
         origin = f" ({event.key})" if event.key else ""
         raise ValueError(f"event {ordinal}{origin} cannot be written, and no file was: {fault}")

@@ -6,7 +6,7 @@ Knows the two containers and the names of the six lists of a row; what their num
 import itertools
 import os
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -24,6 +24,7 @@ Array = npt.NDArray[Any]
 
 SUFFIXES = (".h5", ".hdf5", ".parquet")
 POINT = ("x", "y", "z", "value", "energy", "time", "electrons", "dx")
+PROVENANCE = "provenance"  # of the whole file: JSON, an attribute in HDF5, metadata of the schema in Parquet
 EVENTS_A_GROUP = 50  # of Parquet: what one random read costs
 
 
@@ -65,6 +66,8 @@ class Hdf5Rows:
         self.found = sorted(self._file)
         self._datasets = {key: self._file.get(key) for key in LISTS if key in self.found}
         self.lengths: dict[str, int] = {}  # events, by the name of the list
+        note = self._file.attrs.get(PROVENANCE)
+        self.provenance = note if isinstance(note, str) else None
         self._types: dict[str, np.dtype[Any]] = {}
         for key, dataset in self._datasets.items():
             base = h5py.check_vlen_dtype(dataset.dtype) if isinstance(dataset, h5py.Dataset) else None
@@ -98,6 +101,8 @@ class ParquetRows:
             raise ValueError(_not_readable(path, name, "Parquet", is_parquet, error)) from error
         schema, metadata = self._file.schema_arrow, self._file.metadata
         self.found = list(schema.names)
+        note = (schema.metadata or {}).get(PROVENANCE.encode())
+        self.provenance = None if note is None else note.decode(errors="replace")
         keys = [key for key in LISTS if key in self.found]
         for key in keys:
             kind = schema.field(key).type
@@ -131,21 +136,39 @@ def open_rows(path: Path, name: str) -> Hdf5Rows | ParquetRows:
     return ParquetRows(path, name) if path.suffix.lower() == ".parquet" else Hdf5Rows(path, name)
 
 
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write a file, whole or not at all.
+def read_rows(path: Path) -> Iterator[Row]:
+    """All rows of a file, in order, one in memory at a time (of Parquet: a row group). A list it lacks is empty."""
+    with closing(open_rows(path, str(path))) as file:
+        for entry in range(file.lengths["point"]):
+            lists = (file.read(key, entry) if key in file.lengths else np.empty(0) for key in LISTS)
+            yield Row(*(values.astype(TYPES[key], copy=False) for key, values in zip(LISTS, lists, strict=True)))
 
-    HDF5 gets ``<name>_points.npy`` beside it, the number of points of each event, which other loaders use as an index.
 
-    Raises:
-        ValueError: the suffix is none of SUFFIXES.
-        OSError: the file cannot be written; nothing of it is left, and an old file of that name stays.
-    """
+def check_target(path: Path) -> None:
+    """Raises ValueError or OSError if no file of that name can be written: another suffix, a folder, no folder."""
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path}: the name does not tell the format; expected one that ends in {', '.join(SUFFIXES)}")
     if path.is_dir():
         raise IsADirectoryError(f"{path}: this is a folder; expected the name of a file")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}; make it first")
+
+
+def write_rows(path: Path, rows: Iterable[Row], provenance: str | None = None) -> None:
+    """Write a file, whole or not at all. The same rows give the same bytes.
+
+    HDF5 gets ``<name>_points.npy`` beside it, the number of points of each event, which other loaders use as an index.
+
+    Args:
+        path: ends in one of SUFFIXES.
+        rows: the events; one is in memory at a time (of Parquet: a row group).
+        provenance: JSON, how the events were made.
+
+    Raises:
+        ValueError: the suffix is none of SUFFIXES.
+        OSError: the file cannot be written; nothing of it is left, and an old file of that name stays.
+    """
+    check_target(path)
     n_points = []
     with publishing(path) as part:
         try:
@@ -153,7 +176,7 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
         except OSError as error:
             raise OSError(error.errno, f"cannot write: {error.strerror}", str(path)) from None
         is_parquet = path.suffix.lower() == ".parquet"
-        with closing(_ParquetWriter(part) if is_parquet else _Hdf5Writer(part)) as writer:
+        with closing(_ParquetWriter(part, provenance) if is_parquet else _Hdf5Writer(part, provenance)) as writer:
             for row in rows:
                 writer.write(row)
                 n_points.append(row.n_points)
@@ -166,8 +189,10 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 
 class _Hdf5Writer:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, provenance: str | None) -> None:
         self._file = h5py.File(path, "w", locking=False)
+        if provenance is not None:
+            self._file.attrs[PROVENANCE] = provenance
         self._written = 0
         self._datasets = {key: self._create(key) for key in LISTS if key != OWN}
 
@@ -184,16 +209,19 @@ class _Hdf5Writer:
 
     def _create(self, key: str) -> h5py.Dataset:
         dtype = h5py.vlen_dtype(TYPES[key])
-        return self._file.create_dataset(key, (self._written,), dtype, maxshape=(None,), chunks=(64,))
+        return self._file.create_dataset(
+            key, (self._written,), dtype, maxshape=(None,), chunks=(64,), track_times=False
+        )
 
 
 class _ParquetWriter:
     """Adds `n_points` and `event_id`, the place in the file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, provenance: str | None) -> None:
         self._path = path
         lists = [_field(key) for key in LISTS if key != OWN]
-        self._schema = pa.schema([*lists, ("n_points", pa.int64()), ("event_id", pa.int64())])
+        note = None if provenance is None else {PROVENANCE: provenance}
+        self._schema = pa.schema([*lists, ("n_points", pa.int64()), ("event_id", pa.int64())], note)
         self._file = self._open()
         self._waiting: list[Row] = []
         self._written = 0

@@ -1,4 +1,4 @@
-"""Bundles: a folder with config.json, model.safetensors and README.md (the model card), and how configs become JSON.
+"""Bundles: a folder with config.json, model.safetensors and README.md (the model card).
 
 Weights are safetensors and configs are JSON, so that opening a bundle never runs code. Released Panda checkpoints open
 the same way.
@@ -11,11 +11,12 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
+from larpanda.config import config_from_json
 from larpanda.event import MIN_ENERGY_MEV
 from larpanda.model.backbone import Encoder, EncoderConfig
 from larpanda.model.panoptic import PanopticConfig, PanopticHead
@@ -25,7 +26,6 @@ from larpanda.publish import sync
 
 FORMAT = 1
 SHIPPED = Path(__file__).parent.parent / "models"
-Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
@@ -220,21 +220,3 @@ def _load_folder(folder: Path, name: str) -> Bundle:
     model.load_state_dict({key: value.float() for key, value in weights.items()})
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Bundle(model.requires_grad_(False), name, provenance, digest)
-
-
-def config_from_json(kind: type[Config], values: Mapping[str, Any], where: str) -> Config:
-    """Make a config dataclass of JSON values: types checked, lists back to tuples, defaults for what is left out.
-
-    Raises:
-        ValueError: an unknown or ill-typed field; one line that begins with ``where``.
-    """
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--config", type=kind)
-    try:
-        parsed = parser.parse_object({"config": dict(values)})
-        config: Config = parser.instantiate(parsed).config
-    except (ArgumentError, ValueError, TypeError) as error:
-        raise ValueError(f"{where}: {' '.join(str(error).split())}") from None
-    return config

@@ -1,14 +1,10 @@
 """Recipes: functions that return the whole configuration of a run. panda_* are the paper's; nano_* fit two cores."""
 
-import difflib
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from larpanda.data.views import Augmentation
 from larpanda.model.backbone import DecoderConfig, EncoderConfig
-from larpanda.model.bundle import ModelConfig, config_from_json
+from larpanda.model.bundle import ModelConfig
 from larpanda.model.semantic import SemanticConfig
 from larpanda.train.optim import OptimConfig
 
@@ -65,43 +61,3 @@ def nano_semantic() -> FinetuneConfig:
 
 
 RECIPES = {"nano_semantic": nano_semantic, "panda_semantic": panda_semantic}
-
-
-def override(config: FinetuneConfig, settings: Sequence[str]) -> FinetuneConfig:
-    """Apply ``section.field=value`` settings: ``optim.lr=1e-3``, ``model.encoder.depths=1,1,1,2,1``.
-
-    Raises:
-        ValueError: an unknown field (the nearest known one is named) or a value of another type.
-    """
-    values = asdict(config)
-    known = list(_fields(values))
-    for setting in settings:
-        name, equals, text = setting.partition("=")
-        if not equals:
-            raise ValueError(f"--set {setting}: expected section.field=value")
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1, 0.0)
-            raise ValueError(f"--set {name}: no such setting; the nearest is {near[0]}")
-        *sections, last = name.split(".")
-        section = values
-        for key in sections:
-            section = section[key]
-        section[last] = _value(text)
-    return config_from_json(FinetuneConfig, values, "--set " + " ".join(settings))
-
-
-def _fields(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in values.items():
-        yield prefix + key
-        if isinstance(value, dict):
-            yield from _fields(value, f"{prefix}{key}.")
-
-
-def _value(text: str) -> Any:
-    """JSON where it is JSON, a list where it has commas, text otherwise."""
-    for form in (text, f"[{text}]"):
-        try:
-            return json.loads(form)
-        except ValueError:
-            continue
-    return text

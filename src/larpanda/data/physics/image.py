@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from larpanda.data.physics.kernel import Floats, Ints
-from larpanda.data.physics.presets import ACTIVE_HALF_MM
+from larpanda.data.physics.presets import ACTIVE_HALF_MM, Vector
 from larpanda.data.physics.transport import Truth
 from larpanda.event import IMAGE_VOXELS, VOXEL_MM
 
@@ -30,13 +30,14 @@ class Image:
         return (place_mm - self.origin) / VOXEL_MM
 
 
-def place_image(truth: Truth, rng: np.random.Generator) -> Image:
+def place_image(truth: Truth, rng: np.random.Generator, active_half_mm: Vector = ACTIVE_HALF_MM) -> Image:
     """Grow a box over the primaries and the deposits in their order, to at most 2304 mm an axis.
 
-    The first point that does not fit fills the box up on its side. Room that is left goes to a random side.
+    The first point that does not fit fills the box up on its side. Room that is left goes to a random side. Primaries
+    that start outside the active volume, of half-widths `active_half_mm`, do not count.
     """
-    vertices = np.array([p.position_mm for p in truth.primaries])
-    vertices = vertices[(np.abs(vertices) < ACTIVE_HALF_MM).all(axis=1)]
+    vertices = np.array([p.position_mm for p in truth.primaries]).reshape(-1, 3)
+    vertices = vertices[(np.abs(vertices) < active_half_mm).all(axis=1)]
     points = np.concatenate([vertices, truth.place])
     width = IMAGE_VOXELS * VOXEL_MM
     origin = np.zeros(3)
