@@ -12,7 +12,9 @@ import numpy as np
 import torch
 
 from larpanda import __version__
-from larpanda.data.physics.image import Image, cell_of, place_image
+from larpanda.data.physics.cells import cell_of
+from larpanda.data.physics.detector import apply_detector
+from larpanda.data.physics.image import Image, place_image
 from larpanda.data.physics.labels import Labels, interaction_of, label
 from larpanda.data.physics.presets import MASS_MEV, Preset, draw, find_preset
 from larpanda.data.physics.transport import Truth, simulate
@@ -113,7 +115,7 @@ def _make(preset: Preset, seed: int, key: EventKey) -> Event:
         image = place_image(truth, rng, preset.active_half_mm)
         labels = label(truth, image)
         if len(labels.key) >= preset.min_voxels:
-            return _event(truth, image, labels, key)
+            return apply_detector(_event(truth, image, labels, key), preset.detector, rng)
         largest = max(largest, len(labels.key))
     raise ValueError(
         f"{key}: the largest of {MAX_DRAWS} draws had {largest} voxels; expected {preset.min_voxels}, the preset's "

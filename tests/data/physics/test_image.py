@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from larpanda.data.physics.image import cell_of, key_of, place_image
+from larpanda.data.physics.cells import cell_of, key_of
+from larpanda.data.physics.image import place_image
 from larpanda.data.physics.presets import Primary
 from larpanda.data.physics.transport import Truth
 

@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from larpanda.data.physics.image import Image, cell_of, key_of, place_image
+from larpanda.data.physics.cells import cell_of, key_of
+from larpanda.data.physics.image import Image, place_image
 from larpanda.data.physics.kernel import (
     BREMSSTRAHLUNG,
     COMPTON,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from larpanda.data.physics import radiation, showers
-from larpanda.data.physics.image import key_of
+from larpanda.data.physics.cells import key_of
 from larpanda.data.physics.kernel import ANNIHILATION, COMPTON, CONVERSION
 from larpanda.data.physics.material import ELECTRON_MASS, X0_MM
 from larpanda.data.physics.presets import Primary

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from scipy.special import ndtr
 
-from larpanda.data.physics.image import BASE, cell_of, key_of
+from larpanda.data.physics.cells import BASE, cell_of, key_of
 from larpanda.data.physics.kernel import Floats, Ints
 from larpanda.data.physics.material import DENSITY
 from larpanda.data.physics.touching import sum_up
@@ -101,7 +101,7 @@ class Detector:
 class _Voxels:
     """M voxels on their way through the detector, no two the same."""
 
-    key: Ints  # [M] see `image`
+    key: Ints  # [M] see `cells`
     energy: Floats  # [M] MeV
     row: Ints  # [M] row of the event whose labels the voxel has, UNKNOWN for a noise voxel
 

@@ -52,8 +52,8 @@ ELASTIC, CAPTURED, INELASTIC = range(3)
 _PDG = np.array([22, 11, -11, 211, -211, 111, 2212, 2112])
 _ION_MASS, _ION_CHARGE = np.array([1875.6, 2808.9, 2808.4, 3727.4]), np.array([1.0, 1.0, 2.0, 2.0])
 ARGON_MASS = 37_215.0  # MeV
-# A reaction is one of so many next to it in energy, above or below: 15 % away for pions. Fewer would make what happens at
-# one energy the chance of a few rows. An elastic angle, which is not scaled, comes from nearer by.
+# A reaction is one of so many next to it in energy, above or below: 15 % away for pions. Fewer would make what happens
+# at one energy the chance of a few rows. An elastic angle, which is not scaled, comes from nearer by.
 NEIGHBOURS, ELASTIC_NEIGHBOURS = 400, 50
 SLOWEST_RECOIL = 0.1  # MeV: Geant4 follows faster argon nuclei
 COLDEST_NEUTRON = 2.5e-8  # MeV, room temperature, as in Geant4's table of this argon

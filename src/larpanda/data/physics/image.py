@@ -1,20 +1,15 @@
-"""Where the image lies: a cube of 768 voxels of 3 mm, put around the event as LArSoft's Supera does it.
-
-A voxel is one integer, its key: three indices in base 770, each shifted by one, so that the 26 neighbours of a voxel
-are fixed differences of keys, also at the faces of the cube.
-"""
+"""Where the image lies: a cube of 768 voxels of 3 mm, put around the event as LArSoft's Supera does it."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from larpanda.data.physics.cells import key_of
 from larpanda.data.physics.kernel import Floats, Ints
 from larpanda.data.physics.presets import ACTIVE_HALF_MM, Vector
 from larpanda.data.physics.transport import Truth
 from larpanda.event import IMAGE_VOXELS, VOXEL_MM
-
-BASE = IMAGE_VOXELS + 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,7 +18,7 @@ class Image:
 
     origin: Floats  # [3] mm, the corner of voxel (0, 0, 0)
     inside: npt.NDArray[np.bool_]  # [D]
-    key: Ints  # [M] voxel of each deposit inside
+    key: Ints  # [M], see `cells`, voxel of each deposit inside
 
     def to_voxels(self, place_mm: Floats) -> Floats:
         """[..., 3] mm -> image coordinates in voxels."""
@@ -60,14 +55,3 @@ def _grow(x: Floats, width: float) -> tuple[float, float]:
     if x[i] < low[i - 1]:
         return float(high[i - 1] - width), float(high[i - 1])
     return float(low[i - 1]), float(low[i - 1] + width)
-
-
-def key_of(cell: Ints) -> Ints:
-    """[N, 3] indices in 0..767 -> [N] keys."""
-    x, y, z = (cell + 1).T
-    return np.asarray((x * BASE + y) * BASE + z)
-
-
-def cell_of(key: Ints) -> Ints:
-    """[N] keys -> [N, 3] indices."""
-    return np.stack([key // BASE**2, key // BASE % BASE, key % BASE], axis=1) - 1

@@ -49,7 +49,7 @@ PLAIN, RARE, CONVERTED, KNOCKED = range(4)  # what a track was at birth, where a
 class Labels:
     """The V voxels of an event in C clusters. Voxels are ordered by cluster; cluster 0 is the LED."""
 
-    key: Ints  # [V] see `image`
+    key: Ints  # [V] see `cells`
     energy: Floats  # [V] MeV
     cluster: Ints  # [V]
     fragment: Ints  # [C] oldest track of the cluster, UNKNOWN for LED; so below

@@ -166,9 +166,10 @@ def mean_loss(tables: StoppingTables, kind: int, energy: float, step: float) -> 
 def straggle(mean: float, largest: float, rng: np.random.Generator) -> float:
     """The loss (MeV) in one step, whose mean is `mean`, by transfers below DELTA_CUT.
 
-    L. Urban's model of thin layers, as in Geant4 (K. Lassila-Perini, L. Urban, NIM A362 (1995) 416, and Geant4's Physics
-    Reference Manual, "Energy loss fluctuations"): atoms are excited by I, and ionised by transfers e of 1 / e^2 from
-    10 eV up, which take 0.56 of the loss. Where either happens more than eight times, the small ones are a normal deviate.
+    L. Urban's model of thin layers, as in Geant4 (K. Lassila-Perini, L. Urban, NIM A362 (1995) 416, and Geant4's
+    Physics Reference Manual, "Energy loss fluctuations"): atoms are excited by I, and ionised by transfers e of 1 / e^2
+    from 10 eV up, which take 0.56 of the loss. Where either happens more than eight times, the small ones are a normal
+    deviate.
 
     Args:
         mean: MeV.

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from larpanda.config import config_from_json, override
+from larpanda.data.physics.detector import Detector
 from larpanda.data.physics.material import (
     ELECTRON_MASS,
     HIGHEST,
@@ -111,6 +112,7 @@ class Bomb:
             raise ValueError(f"particles goes up to {high}, but at_most of the sources with a weight adds up to {most}")
 
 
+IDEAL = Detector()
 NOTHING = Bomb((0, 0), (0.0, 0.0, 0.0), ())
 
 
@@ -127,6 +129,8 @@ class Preset:
     """flat_theta: the angle to z is uniform in 0 to pi, as in DLPGenerator: more fly along z."""
     active_half_mm: Vector = ACTIVE_HALF_MM
     """Half-widths of the volume in which energy is recorded."""
+    detector: Detector = IDEAL
+    """What becomes of the energy in a detector; by itself nothing. Acts last: `min_voxels` counts before it."""
 
     def __post_init__(self) -> None:
         if self.vertex.particles[1] + self.rain.particles[1] == 0:

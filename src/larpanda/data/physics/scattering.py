@@ -30,7 +30,7 @@ def turning_rate(mass: float, energy: float) -> float:
 
 @kernel
 def _law(mass: float, energy: float) -> tuple[float, float, float]:
-    """The strength c (1/mm) and screening s of a density c / (x + s)^2 of single scatters in x = 1 - cos; the largest x."""
+    """Single scatters in x = 1 - cos have a density c / (x + s)^2 per mm: c (1/mm), s, and the largest x."""
     gamma = 1.0 + energy / mass
     beta2 = 1.0 - 1.0 / gamma**2
     momentum2 = (gamma**2 - 1.0) * mass**2

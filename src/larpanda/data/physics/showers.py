@@ -305,6 +305,8 @@ def photon(
             norm = np.sqrt(vx * vx + vy * vy + vz * vz)
             if struck > 1e-4 and norm > 0.0:
                 add_track(ledger, track, 11, COMPTON, Particle(struck, x, y, z, vx / norm, vy / norm, vz / norm))
+            else:
+                add_deposit(ledger, half, track, struck, x, y, z)
         elif choice < compton + absorb:
             bound = 3.206e-3  # K shell
             back = 0.5 * free  # as every step, in its middle
@@ -323,6 +325,6 @@ def photon(
                 energy = free_energy * (share if sign > 0 else 1.0 - share)
                 cos = _small_angle(energy + ELECTRON_MASS, rng)
                 vx, vy, vz = turn(ux, uy, uz, cos, 2.0 * np.pi * rng.random())
-                add_track(ledger, track, 11 * sign, CONVERSION, Particle(max(energy, 1e-4), x, y, z, vx, vy, vz))
+                add_track(ledger, track, 11 * sign, CONVERSION, Particle(max(energy, 1e-9), x, y, z, vx, vy, vz))
             end_track(ledger, track, VANISHED, x, y, z, path)
             return

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from larpanda.data.physics.image import BASE
+from larpanda.data.physics.cells import BASE
 from larpanda.data.physics.kernel import Floats, Ints, kernel
 
 
