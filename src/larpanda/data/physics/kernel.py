@@ -48,7 +48,7 @@ def kernel(function: Function) -> Function:
     what the function calls from other files. So the name under which it is kept has a stamp of all files.
     """
     function.__qualname__ = f"{function.__qualname__}_{_STAMP}"
-    return cast(Function, numba.njit(cache=True)(function))
+    return cast(Function, numba.njit(cache=True, error_model="numpy", fastmath=True)(function))
 
 
 class Particle(NamedTuple):
