@@ -18,7 +18,7 @@ from larpanda.data.physics.image import Image, place_image
 from larpanda.data.physics.labels import Labels, interaction_of, label
 from larpanda.data.physics.presets import MASS_MEV, Preset, draw, find_preset
 from larpanda.data.physics.transport import Truth, simulate
-from larpanda.event import PDG, UNKNOWN, Event, EventKey, ParticleTruth, compact
+from larpanda.event import PDG, UNKNOWN, Event, EventKey, ParticleTruth
 
 _SPECIES = {pdg: int(species) for species, pdg in PDG.items()}
 MAX_DRAWS = 1000  # of one event, until it has `min_voxels`
@@ -134,7 +134,7 @@ def _event(truth: Truth, image: Image, labels: Labels, key: EventKey) -> Event:
     vertex = image.to_voxels(np.array([starts[int(i)] for i in numbers]).reshape(-1, 3))
     known = particle != UNKNOWN
     interaction_of_voxel = np.full(len(particle), UNKNOWN)
-    interaction_of_voxel[known] = interaction[particle[known]]
+    interaction_of_voxel[known] = np.searchsorted(numbers, interaction)[particle[known]]
     species_of_voxel = np.full(len(particle), UNKNOWN)
     species_of_voxel[known] = species[particle[known]]
     return Event(
@@ -143,7 +143,7 @@ def _event(truth: Truth, image: Image, labels: Labels, key: EventKey) -> Event:
         motif=torch.from_numpy(labels.motif[labels.cluster]),
         species=torch.from_numpy(species_of_voxel),
         particle=torch.from_numpy(particle),
-        interaction=compact(torch.from_numpy(interaction_of_voxel)),
+        interaction=torch.from_numpy(interaction_of_voxel),
         particles=_particle_truth(truth, image, labels, tracks, species),
         vertex=torch.from_numpy(vertex.astype(np.float32)),
         key=key,

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from larpanda.data.physics.cells import key_of
-from larpanda.data.physics.kernel import Floats, Ints
+from larpanda.data.physics.kernel import Floats, Ints, kernel
 from larpanda.data.physics.presets import ACTIVE_HALF_MM, Vector
 from larpanda.data.physics.transport import Truth
 from larpanda.event import IMAGE_VOXELS, VOXEL_MM
@@ -37,21 +37,24 @@ def place_image(truth: Truth, rng: np.random.Generator, active_half_mm: Vector =
     width = IMAGE_VOXELS * VOXEL_MM
     origin = np.zeros(3)
     for axis in range(3):
-        low, high = _grow(points[:, axis], width)
+        low, high = _grow(points, axis, width)
         origin[axis] = high - width + (width - (high - low)) * rng.random()
     cell = np.floor((truth.place - origin) / VOXEL_MM).astype(np.int64)
     inside = np.asarray(((cell >= 0) & (cell < IMAGE_VOXELS)).all(axis=1))
     return Image(origin, inside, key_of(cell[inside]))
 
 
-def _grow(x: Floats, width: float) -> tuple[float, float]:
-    if len(x) == 0:
+@kernel
+def _grow(points: Floats, axis: int, width: float) -> tuple[float, float]:
+    """The interval over the first points (mm) that fit into `width`; the first that does not fills it up."""
+    if len(points) == 0:
         return 0.0, 0.0
-    low, high = np.minimum.accumulate(x), np.maximum.accumulate(x)
-    too_wide = high - low >= width
-    if not too_wide.any():
-        return float(low[-1]), float(high[-1])
-    i = int(too_wide.argmax())
-    if x[i] < low[i - 1]:
-        return float(high[i - 1] - width), float(high[i - 1])
-    return float(low[i - 1]), float(low[i - 1] + width)
+    low = high = points[0, axis]
+    for i in range(1, len(points)):
+        x = points[i, axis]
+        if x - low >= width:
+            return low, low + width
+        if high - x >= width:
+            return high - width, high
+        low, high = min(low, x), max(high, x)
+    return low, high

@@ -37,6 +37,8 @@ Ints = npt.NDArray[np.int64]
 # How a track ended.
 LEFT, STOPPED, VANISHED = range(3)  # left the argon; came to rest; decayed on the way, reacted or was absorbed
 
+# A quarter faster than strict arithmetic. Not allowed: to take for granted that nothing is infinite or NaN.
+_FASTMATH = {"arcp", "afn", "contract", "nsz", "reassoc"}
 _SOURCES = sorted(Path(__file__).parent.glob("*.py"))
 _STAMP = hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()[:12]
 
@@ -48,7 +50,7 @@ def kernel(function: Function) -> Function:
     what the function calls from other files. So the name under which it is kept has a stamp of all files.
     """
     function.__qualname__ = f"{function.__qualname__}_{_STAMP}"
-    return cast(Function, numba.njit(cache=True, error_model="numpy", fastmath=True)(function))
+    return cast(Function, numba.njit(cache=True, error_model="numpy", fastmath=_FASTMATH)(function))
 
 
 class Particle(NamedTuple):
@@ -92,6 +94,7 @@ def add_track(ledger: Ledger, parent: int, pdg: int, process: int, particle: Par
     ledger.process[row] = process
     for i in range(7):
         ledger.start[row, i] = particle[i]
+    ledger.lost[row] = 0.0
 
 
 @kernel

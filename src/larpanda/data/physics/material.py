@@ -134,12 +134,24 @@ def stopping_tables() -> StoppingTables:
 
 
 @kernel
-def table_at(table: Floats, energy: float) -> float:
-    """Value at `energy` MeV of a table over `grid`, linear in the logarithm of the energy."""
+def place_of(energy: float) -> tuple[int, float]:
+    """Where `energy` MeV lies in `grid`: the node below, and the share of the way to the next, in the logarithm."""
     place = np.log(energy / LOWEST) * ((NODES - 1) / np.log(HIGHEST / LOWEST))
     i = min(max(int(place), 0), NODES - 2)
-    f = min(max(place - i, 0.0), 1.0)
+    return i, min(max(place - i, 0.0), 1.0)
+
+
+@kernel
+def between(table: Floats, i: int, f: float) -> float:
+    """Value of a table over `grid` at a `place_of`."""
     return float(table[i] + f * (table[i + 1] - table[i]))
+
+
+@kernel
+def table_at(table: Floats, energy: float) -> float:
+    """Value at `energy` MeV of a table over `grid`, linear in the logarithm of the energy."""
+    i, f = place_of(energy)
+    return between(table, i, f)
 
 
 @kernel
@@ -153,13 +165,15 @@ def energy_of_range(range_mm: Floats, length: float) -> float:
 
 
 @kernel
-def mean_loss(tables: StoppingTables, kind: int, energy: float, step: float) -> float:
-    """Mean loss (MeV) over `step` mm by transfers below DELTA_CUT."""
-    loss = step * table_at(tables.loss[kind], energy)
-    if loss < 0.02 * energy:
-        return step * table_at(tables.loss[kind], energy - 0.5 * loss)
-    rest = table_at(tables.range_mm[kind], energy) - step
-    return energy - energy_of_range(tables.range_mm[kind], rest)
+def mean_loss(tables: StoppingTables, kind: int, energy: float, i: int, f: float, step: float) -> float:
+    """Mean loss (MeV) over `step` mm by transfers below DELTA_CUT; i, f is the `place_of` the energy."""
+    table = tables.loss[kind]
+    loss = step * between(table, i, f)
+    if loss < 0.02 * energy:  # what it loses in the middle of the step
+        slope = (table[i + 1] - table[i]) * ((NODES - 1) / np.log(HIGHEST / LOWEST))
+        return float(loss - step * slope * 0.5 * loss / energy)
+    rest = between(tables.range_mm[kind], i, f) - step
+    return float(energy - energy_of_range(tables.range_mm[kind], rest))
 
 
 @kernel
@@ -220,4 +234,4 @@ def _around(mean: float, variance: float, rng: np.random.Generator) -> float:
     while True:
         x = mean + width * rng.standard_normal()
         if 0.0 <= x <= 2.0 * mean:
-            return x
+            return float(x)

@@ -25,7 +25,7 @@ def turning_rate(mass: float, energy: float) -> float:
         energy: MeV, kinetic.
     """
     strength, s, largest = _law(mass, energy)
-    return strength * (np.log((largest + s) / s) - largest / (largest + s))
+    return float(strength * (np.log((largest + s) / s) - largest / (largest + s)))
 
 
 @kernel
@@ -41,7 +41,7 @@ def _law(mass: float, energy: float) -> tuple[float, float, float]:
 
 
 @kernel
-def scatter(mass: float, energy: float, step: float, rng: np.random.Generator) -> float:
+def scatter(mass: float, energy: float, step: float, turning: float, rng: np.random.Generator) -> float:
     """Cosine of the angle by which a particle of charge 1 is turned over `step` mm.
 
     Single scatters in x = 1 - cos have a density c / (x + s)^2 per mm. Those above `hard` (0.4 a step on average) are
@@ -52,18 +52,18 @@ def scatter(mass: float, energy: float, step: float, rng: np.random.Generator) -
         mass: MeV.
         energy: MeV, kinetic.
         step: mm.
+        turning: mean of 1 - cos over the step where that may be MUCH; else 0.
         rng: consumed.
     """
     strength, s, largest = _law(mass, energy)
     strength *= step
     gamma = 1.0 + energy / mass
     beta2 = 1.0 - 1.0 / gamma**2
-    turning = strength * (np.log((largest + s) / s) - largest / (largest + s))
     if turning > MUCH:  # so often that only the mean matters: a cosine whose density rises exponentially
         mean = np.exp(-turning)
         slope = max(mean * (3.0 - mean * mean) / (1.0 - mean * mean), 1e-3)  # nearly solves coth(a) - 1 / a = mean
         u = rng.random()
-        return 1.0 + np.log(u + (1.0 - u) * np.exp(-2.0 * slope)) / slope
+        return float(1.0 + np.log(u + (1.0 - u) * np.exp(-2.0 * slope)) / slope)
     hard = min(strength / 0.4, 0.5 * largest)
     soft_mean = strength * (np.log((hard + s) / s) - hard / (hard + s))
     x = soft_mean * rng.standard_exponential()

@@ -5,6 +5,9 @@ flight (Heitler), the photo-electric effect of one shell scaled from NIST XCOM. 
 photo-nuclear reactions.
 """
 
+import functools
+from typing import NamedTuple
+
 import numpy as np
 
 from larpanda.data.physics.kernel import (
@@ -36,14 +39,48 @@ from larpanda.data.physics.material import (
     PER_BARN,
     StoppingTables,
     Z,
+    between,
+    grid,
     mean_loss,
+    place_of,
     straggle,
     table_at,
 )
-from larpanda.data.physics.radiation import PHOTON_CUT, RadiationTables, pair_rate, radiated_photon, radiation_at
-from larpanda.data.physics.scattering import RE2, scatter, turning_rate
+from larpanda.data.physics.radiation import (
+    PHOTON_CUT,
+    RadiationTables,
+    pair_rate,
+    radiated_photon,
+    radiation_at,
+    radiation_tables,
+)
+from larpanda.data.physics.scattering import MUCH, RE2, scatter, turning_rate
 
 MAX_STEPS = 30_000  # of one track: 21 m
+
+
+class RateTables(NamedTuple):
+    """What electrons and positrons do per mm, at the energies of `grid`."""
+
+    strike: Floats  # [2, NODES] transfers above DELTA_CUT: of electrons, of positrons
+    vanish: Floats  # [NODES] annihilations of positrons in flight
+    turning: Floats  # [NODES] mean of 1 - cos
+    radiate: Floats  # [NODES] photons above PHOTON_CUT
+    soft_loss: Floats  # [NODES] MeV, by softer photons
+
+
+@functools.cache
+def rate_tables() -> RateTables:
+    """The tables that the compiled transport reads."""
+    energies = grid()
+    radiated = [radiation_at(radiation_tables(), energy) for energy in energies]
+    return RateTables(
+        np.array([[_knock_on_rate(energy, positron) for energy in energies] for positron in (False, True)]),
+        np.array([_annihilation_rate(energy) for energy in energies]),
+        np.array([turning_rate(ELECTRON_MASS, energy) for energy in energies]),
+        np.array([rate for rate, _ in radiated]),
+        np.array([loss for _, loss in radiated]),
+    )
 
 
 @kernel
@@ -160,6 +197,7 @@ def _annihilate(
 def electron(
     ledger: Ledger,
     stopping: StoppingTables,
+    rates: RateTables,
     radiation: RadiationTables,
     half: Floats,
     world: Floats,
@@ -176,26 +214,30 @@ def electron(
             ledger.lost[track] += energy
             end_track(ledger, track, LEFT, x, y, z, path)
             return
-        reach = table_at(stopping.range_mm[ELECTRON], energy)
+        i, f = place_of(energy)
+        reach = between(stopping.range_mm[ELECTRON], i, f)
         if reach <= max_step or energy < 0.02:
             break
         before_step = energy
-        radiate, soft_loss = radiation_at(radiation, energy)
-        strike = _knock_on_rate(energy, positron)
-        vanish = _annihilation_rate(energy) if positron else 0.0
+        radiate = between(rates.radiate, i, f)
+        strike = between(rates.strike[1 if positron else 0], i, f)
+        vanish = between(rates.vanish, i, f) if positron else 0.0
         rate = radiate + strike + vanish
         free = rng.standard_exponential() / rate
         step = min(max_step, free)
-        mean = mean_loss(stopping, ELECTRON, energy, step) + step * soft_loss
+        mean = mean_loss(stopping, ELECTRON, energy, i, f, step) + step * between(rates.soft_loss, i, f)
         loss = straggle(mean, 0.5 * energy, rng)
         loss = min(loss, energy)
         # As in Geant4, a step is a straight line in the old direction, as long as scattering leaves it on average.
-        turning = turning_rate(ELECTRON_MASS, energy)
+        turning = between(rates.turning, i, f)
         chord = (1.0 - np.exp(-turning * step)) / turning
         dx, dy, dz = chord * ux, chord * uy, chord * uz
         add_deposit(ledger, half, track, loss, x + 0.5 * dx, y + 0.5 * dy, z + 0.5 * dz)
         x, y, z = x + dx, y + dy, z + dz
-        cos = scatter(ELECTRON_MASS, max(energy - 0.5 * loss, 0.02), step, rng)
+        middle = max(energy - 0.5 * loss, 0.02)
+        if turning * step > MUCH:
+            turning = table_at(rates.turning, middle)
+        cos = scatter(ELECTRON_MASS, middle, step, turning * step, rng)
         ux, uy, uz = turn(ux, uy, uz, cos, 2.0 * np.pi * rng.random())
         energy -= loss
         path += step

@@ -8,12 +8,19 @@ from larpanda.data.physics.kernel import Floats, Ints, kernel
 
 def sum_up(key: Ints, group: Ints, energy: Floats) -> tuple[Ints, Ints, Floats]:
     """[D] voxel, group and MeV of deposits -> the same of the V different pairs of voxel and group, sorted by both."""
-    order = np.lexsort((group, key))
-    key, group, energy = key[order], group[order], energy[order]
-    first = np.ones(len(key), bool)
-    first[1:] = (key[1:] != key[:-1]) | (group[1:] != group[:-1])
-    at = np.flatnonzero(first)
-    return key[at], group[at], np.add.reduceat(energy, at) if len(at) else energy
+    if not len(key):
+        return key, group, energy
+    n = int(group.max()) + 1
+    pair = key * n + group
+    order = np.argsort(pair)
+    pair = pair[order]
+    first = np.ones(len(pair), bool)
+    first[1:] = pair[1:] != pair[:-1]
+    row = np.empty(len(pair), np.int64)
+    row[order] = np.cumsum(first) - 1
+    pair = pair[first]
+    total: Floats = np.bincount(row, energy)  # added in the order of the deposits, on every machine
+    return pair // n, pair % n, total
 
 
 def neighbours(key: Ints, group: Ints, n: int) -> tuple[Ints, Ints]:

@@ -57,15 +57,16 @@ from larpanda.data.physics.material import (
     PION,
     PROTON,
     StoppingTables,
+    between,
     mean_loss,
+    place_of,
     stopping_tables,
     straggle,
-    table_at,
 )
 from larpanda.data.physics.presets import ACTIVE_HALF_MM, Primary
 from larpanda.data.physics.radiation import RadiationTables, radiation_tables
 from larpanda.data.physics.scattering import scatter
-from larpanda.data.physics.showers import MAX_STEPS, electron, photon
+from larpanda.data.physics.showers import MAX_STEPS, RateTables, electron, photon, rate_tables
 
 MAX_STEP_MM = 0.7  # of every charged particle
 MARGIN_MM = 350.0  # argon around the active volume in x and y: particles go on there, but nothing is recorded
@@ -79,6 +80,7 @@ class Argon(NamedTuple):
     world: Floats  # [3] mm, half-widths of the argon
     max_step: float  # mm
     stopping: StoppingTables
+    electron_rates: RateTables
     radiation: RadiationTables
     reactions: ReactionTables
 
@@ -121,7 +123,7 @@ def simulate(
     for p in primaries:
         add_track(ledger, 0, p.pdg, PRIMARY, Particle(p.energy_mev, *p.position_mm, *p.direction))
     _wait(ledger, 1)
-    argon = Argon(half, world, max_step_mm, stopping_tables(), radiation_tables(), reaction_tables())
+    argon = Argon(half, world, max_step_mm, stopping_tables(), rate_tables(), radiation_tables(), reaction_tables())
     while not _follow(ledger, argon, rng):
         ledger = _larger(ledger)
     deposits, tracks = ledger.used
@@ -144,10 +146,10 @@ def simulate(
 
 def _empty(deposits: int, tracks: int) -> Ledger:
     def whole() -> Ints:
-        return np.zeros(tracks, np.int64)
+        return np.empty(tracks, np.int64)
 
-    return Ledger(
-        used=np.array([0, 1]),
+    ledger = Ledger(
+        used=np.array([0, 0]),
         newest=np.zeros(1, np.int64),
         below=whole(),
         place=np.empty((deposits, 3)),
@@ -156,12 +158,14 @@ def _empty(deposits: int, tracks: int) -> Ledger:
         parent=whole(),
         pdg=whole(),
         process=whole(),
-        start=np.zeros((tracks, 7)),
-        end=np.zeros((tracks, 3)),
-        path=np.zeros(tracks),
+        start=np.empty((tracks, 7)),
+        end=np.empty((tracks, 3)),
+        path=np.empty(tracks),
         fate=whole(),
-        lost=np.zeros(tracks),
+        lost=np.empty(tracks),
     )
+    add_track(ledger, 0, 0, PRIMARY, Particle(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0))  # nobody
+    return ledger
 
 
 def _larger(ledger: Ledger) -> Ledger:
@@ -186,7 +190,7 @@ def _wait(ledger: Ledger, first: int) -> None:
 @kernel
 def _follow(ledger: Ledger, argon: Argon, rng: np.random.Generator) -> bool:
     """Follow the tracks that wait, and those they make. False: stopped for want of room, to be called again."""
-    half, world, max_step, stopping, radiation, reactions = argon
+    half, world, max_step, stopping, electron_rates, radiation, reactions = argon
     while ledger.newest[0] > 0:
         if len(ledger.deposit) - ledger.used[0] < ROOM_DEPOSITS or len(ledger.pdg) - ledger.used[1] < ROOM_TRACKS:
             return False
@@ -195,7 +199,7 @@ def _follow(ledger: Ledger, argon: Argon, rng: np.random.Generator) -> bool:
         before = ledger.used[1]
         kind = abs(ledger.pdg[track])
         if kind == 11:
-            electron(ledger, stopping, radiation, half, world, max_step, track, rng)
+            electron(ledger, stopping, electron_rates, radiation, half, world, max_step, track, rng)
         elif kind == 22:
             photon(ledger, radiation, half, world, track, rng)
         elif kind == 2112:
@@ -211,7 +215,7 @@ def _follow(ledger: Ledger, argon: Argon, rng: np.random.Generator) -> bool:
 @kernel
 def heavy(ledger: Ledger, argon: Argon, track: int, rng: np.random.Generator) -> None:
     """Follow a muon, charged pion or proton to its end."""
-    half, world, max_step, stopping, _, reactions = argon
+    half, world, max_step, stopping, _, _, reactions = argon
     energy, x, y, z, ux, uy, uz = ledger.start[track]
     pdg = ledger.pdg[track]
     path = 0.0
@@ -229,7 +233,8 @@ def heavy(ledger: Ledger, argon: Argon, track: int, rng: np.random.Generator) ->
             ledger.lost[track] += energy
             end_track(ledger, track, LEFT, x, y, z, path)
             return
-        reach = table_at(stopping.range_mm[kind], max(energy, 1e-3))
+        i, f = place_of(energy)
+        reach = between(stopping.range_mm[kind], i, f)
         if reach < 0.1 or energy < 0.01:
             break
         gamma = 1.0 + energy / mass
@@ -252,12 +257,12 @@ def heavy(ledger: Ledger, argon: Argon, track: int, rng: np.random.Generator) ->
         free = rng.standard_exponential() / rate if rate > 0.0 else np.inf
         here = free <= step
         step = min(step, free)
-        loss = min(energy, straggle(mean_loss(stopping, kind, energy, step), largest, rng))
+        loss = min(energy, straggle(mean_loss(stopping, kind, energy, i, f, step), largest, rng))
         # As in Geant4, a step is a straight line in the old direction.
         dx, dy, dz = step * ux, step * uy, step * uz
         add_deposit(ledger, half, track, loss, x + 0.5 * dx, y + 0.5 * dy, z + 0.5 * dz)
         x, y, z = x + dx, y + dy, z + dz
-        cos = scatter(mass, energy, step, rng)
+        cos = scatter(mass, energy, step, 0.0, rng)
         ux, uy, uz = turn(ux, uy, uz, cos, 2.0 * np.pi * rng.random())
         energy -= loss
         path += step
