@@ -42,7 +42,7 @@ def event(*tracks, recoil=()):
     truth = Truth(
         primaries, 3.0 * cell, energy, owner,
         np.concatenate([first, parent]), np.concatenate([first, pdg]), np.concatenate([first, process]),
-        np.zeros((len(tracks) + 1, 7)),
+        *(np.zeros((len(tracks) + 1, *more)) for more in ((7,), (3,), (), (), ())),
     )  # fmt: skip
     return truth, Image(np.zeros(3), np.ones(len(cell), bool), key_of(cell))
 

@@ -118,7 +118,7 @@ def test_scattering_widths_are_highlands():
     momentum, beta = np.sqrt(energy * (energy + 2 * mass)), np.sqrt(1 - (mass / (energy + mass)) ** 2)
     plane = np.zeros(700)
     for _ in range(steps):
-        cos = np.array([scatter(mass, energy, 0.7, rng) for _ in range(len(plane))])
+        cos = np.array([scatter(mass, energy, 0.7, 0.0, rng) for _ in range(len(plane))])
         plane += np.arccos(cos) * np.cos(2 * np.pi * rng.random(len(plane)))
     length = steps * 0.7 / X0_MM
     expected = 13.6 / (beta * momentum) * np.sqrt(length) * (1 + 0.038 * np.log(length / beta**2))

@@ -177,6 +177,24 @@ def mean_loss(tables: StoppingTables, kind: int, energy: float, i: int, f: float
 
 
 @kernel
+def straggle_heavy(mean: float, step: float, beta2: float, largest: float, rng: np.random.Generator) -> float:
+    """The loss (MeV) of a muon, pion or proton in one step, whose mean is `mean`, by transfers below DELTA_CUT.
+
+    Where it is ten times the largest transfer or more, a normal deviate (Bohr's variance); else `straggle`.
+
+    Args:
+        mean: MeV.
+        step: mm.
+        beta2: the particle's speed squared, of light's.
+        largest: MeV, the most that it can transfer to an electron.
+        rng: consumed.
+    """
+    if largest <= DELTA_CUT and mean >= 10.0 * largest:
+        return _around(mean, LOSS_CONSTANT * step * largest * (1.0 / beta2 - 0.5), rng)
+    return straggle(mean, largest, rng)
+
+
+@kernel
 def straggle(mean: float, largest: float, rng: np.random.Generator) -> float:
     """The loss (MeV) in one step, whose mean is `mean`, by transfers below DELTA_CUT.
 
@@ -193,8 +211,8 @@ def straggle(mean: float, largest: float, rng: np.random.Generator) -> float:
     upper = min(largest, DELTA_CUT)
     if mean < 1e-5 or upper <= SMALLEST_TRANSFER:
         return mean
-    mean /= min(1.0 + 5e-4 / upper, 1.5)
-    loss = 0.0
+    loss, correction = 0.0, min(1.0 + 5e-4 / upper, 1.5)  # for transfers so small that the model's shares do not add up
+    mean /= correction
     excitations, quantum = 0.0, EXCITATION
     if upper > EXCITATION:
         excitations = (1.0 - IONISATION_SHARE) * mean / EXCITATION
@@ -222,7 +240,7 @@ def straggle(mean: float, largest: float, rng: np.random.Generator) -> float:
         share = (upper - low) / upper
         for _ in range(rng.poisson(few)):
             loss += low / (1.0 - share * rng.random())
-    return loss
+    return float(correction * loss)
 
 
 @kernel

@@ -19,7 +19,7 @@ def sum_up(key: Ints, group: Ints, energy: Floats) -> tuple[Ints, Ints, Floats]:
     row = np.empty(len(pair), np.int64)
     row[order] = np.cumsum(first) - 1
     pair = pair[first]
-    total: Floats = np.bincount(row, energy)  # added in the order of the deposits, on every machine
+    total = np.bincount(row, energy).astype(np.float64)  # added in the order of the deposits, on every machine
     return pair // n, pair % n, total
 
 

@@ -61,7 +61,7 @@ from larpanda.data.physics.material import (
     mean_loss,
     place_of,
     stopping_tables,
-    straggle,
+    straggle_heavy,
 )
 from larpanda.data.physics.presets import ACTIVE_HALF_MM, Primary
 from larpanda.data.physics.radiation import RadiationTables, radiation_tables
@@ -257,7 +257,7 @@ def heavy(ledger: Ledger, argon: Argon, track: int, rng: np.random.Generator) ->
         free = rng.standard_exponential() / rate if rate > 0.0 else np.inf
         here = free <= step
         step = min(step, free)
-        loss = min(energy, straggle(mean_loss(stopping, kind, energy, i, f, step), largest, rng))
+        loss = min(energy, straggle_heavy(mean_loss(stopping, kind, energy, i, f, step), step, beta2, largest, rng))
         # As in Geant4, a step is a straight line in the old direction.
         dx, dy, dz = step * ux, step * uy, step * uz
         add_deposit(ledger, half, track, loss, x + 0.5 * dx, y + 0.5 * dy, z + 0.5 * dz)
