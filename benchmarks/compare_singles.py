@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from larpanda.data.physics import radiation, showers
 from larpanda.data.physics.decays import MICHEL_END_MEV
-from larpanda.data.physics.kernel import DECAY
+from larpanda.data.physics.kernel import DECAY, STOPPED
 from larpanda.data.physics.material import ELECTRON_MASS, PI_ZERO_MASS
 from larpanda.data.physics.presets import Primary
 from larpanda.data.physics.transport import Truth, simulate
@@ -33,6 +33,7 @@ PDG = {
 }  # fmt: skip
 RANGED = ("mu", "pi+", "pi-", "pr")  # what stops: how the names begin
 EVERYWHERE = (10_000.0, 10_000.0, 10_000.0)  # mm
+STEP_MM = 1.0  # the longest step, as in the Geant4 sample
 MIN_VOXEL_MEV = 0.01
 SIGMA = 2.5
 DEPTHS_CM = (30, 60, 90, 120)
@@ -134,16 +135,16 @@ def our_sample(particle: str, kinetic: float, number: int, events: int, seed: in
     shapes, profiles, interaction, michel, mass = [], [], [], [], []
     path, rested, deposited = np.zeros(events), np.zeros(events, bool), np.zeros(events)
     for i in range(events):
-        truth = simulate((primary,), np.random.default_rng([seed, number, i]), EVERYWHERE)
+        truth = simulate((primary,), np.random.default_rng([seed, number, i]), EVERYWHERE, STEP_MM)
         shape, profile = shape_of(*_voxels(truth))
         shapes.append(shape)
         profiles.append(profile)
-        path[i], rested[i], deposited[i] = truth.path[1] / 10, truth.stopped[1], truth.deposit.sum()
+        path[i], rested[i], deposited[i] = truth.path[1] / 10, truth.fate[1] == STOPPED, truth.deposit.sum()
         children = np.flatnonzero(truth.parent == 1)
         decayed = children[truth.process[children] == DECAY]
         if particle == "gamma":
             interaction.append(truth.start[children[0], 3] / 10)
-        if particle == "mu+" and truth.stopped[1]:
+        if particle == "mu+" and truth.fate[1] == STOPPED:
             michel += (truth.start[decayed[truth.pdg[decayed] == -11], 0] + ELECTRON_MASS).tolist()
         if particle == "pi0":
             mass.append(_invariant_mass(truth, decayed))

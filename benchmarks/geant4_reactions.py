@@ -1,20 +1,24 @@
-"""Reactions of hadrons with argon, one by one, simulated with Geant4: the table that `data/physics/hadrons.py` draws from.
+"""Reactions of hadrons with argon, one by one, simulated with Geant4: the table of `data/physics/hadrons.py`.
 
     pip install geant4-pybind==0.1.3
     python benchmarks/geant4_reactions.py src/larpanda/data/physics/reactions.npz --seed 7
 
 Geant4's hadronic models of the physics list FTFP_BERT (Bertini's cascade with its evaporation). Particles fly through
-liquid argon without losing energy or decaying until they meet a nucleus; what comes out is written down and not followed.
-Arrays, for each `name` of `PROJECTILES`:
+liquid argon without losing energy or decaying until they meet a nucleus; what comes out is written down and not
+followed. Arrays, for each `name` of `PROJECTILES`:
 
-    {name}_path_mev, {name}_elastic, {name}_inelastic, {name}_capture     energies, and reactions per mm there
-    {name}_elastic_mev, {name}_elastic_cos                                elastic scatters by energy: cosine of the angle
-    {name}_mev, {name}_first                                              reactions by energy (0 at rest); offsets into
-    {name}_kind, {name}_out_mev, {name}_out_cos, {name}_out_phi           what came out: kind, kinetic energy, direction
+    {name}_path_mev, {name}_elastic, {name}_inelastic, {name}_capture   energies, and reactions per mm there
+    {name}_elastic_mev, {name}_elastic_cos                              elastic scatters, by energy
+    {name}_mev, {name}_first                                            reactions, by energy; offsets into
+    {name}_kind, {name}_out_mev, {name}_out_cos, {name}_out_phi         what came out: kind, kinetic energy, direction
 
-`out_phi` is in units of pi / 127. `kind` is 0 photon, 1 electron, 2 positron, 3 pi+, 4 pi-, 5 pi0, 6 proton, 7 neutron, 8 deuteron, 9 triton, 10 He-3,
-11 alpha, 12 a heavier nucleus. Directions are relative to that of the projectile.
-Muons (mu-) are at rest; a capture that is a decay in orbit has one electron of some MeV.
+Directions are relative to the projectile's; `out_phi` is in units of pi / 127. `kind` is 0 photon, 1 electron,
+2 positron, 3 pi+, 4 pi-, 5 pi0, 6 proton, 7 neutron, 8 deuteron, 9 triton, 10 He-3, 11 alpha, 12 a heavier nucleus.
+A muon at rest may decay in its orbit: then one electron has some MeV.
+
+The wheel downloads Geant4's data tables when it is imported (2 GB). The table in the package was made with stand-ins
+for them, since it is to be compared with Geant4 events made with the same: the cascade needs none, but neutron cross
+sections below 20 MeV and the photons of excited nuclei come from there (docs/physics.md, "What is crude").
 """
 
 import argparse
@@ -27,7 +31,8 @@ import numpy as np
 
 KINDS = (22, 11, -11, 211, -211, 111, 2212, 2112, 1000010020, 1000010030, 1000020030, 1000020040)
 NUCLEUS = len(KINDS)
-PROJECTILES = {  # name: particle, how many reactions; MeV: the lowest, where most of them begin, the highest (None: at rest)
+# name: particle, how many reactions; MeV: the lowest, where most of them begin, the highest (None: at rest)
+PROJECTILES = {
     "pi+": ("pi+", 12000, (2.0, 20.0, 1500.0)),
     "pi-": ("pi-", 12000, (2.0, 20.0, 1500.0)),
     "proton": ("proton", 12000, (1.0, 10.0, 1500.0)),
@@ -212,7 +217,7 @@ def table(name, manager, actions, rng, report):
 
 
 def paths(name, flown, low, high):
-    """Reactions per mm at `PATH_NODES` energies: counts over path in windows of one and a half spacings on either side."""
+    """Reactions per mm at `PATH_NODES` energies: counts over path, in windows of 1.5 spacings on either side."""
     nodes = np.geomspace(low, high, PATH_NODES)
     width = 1.5 * math.log(nodes[1] / nodes[0])
     result = {f"{name}_path_mev": nodes.astype(np.float32)}

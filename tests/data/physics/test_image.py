@@ -17,7 +17,8 @@ def truth_of(places, start=(0.0, 0.0, 0.0)):
     n = len(places)
     return Truth(
         (Primary(0, 13, 100.0, start, (0.0, 0.0, 1.0)),), np.array(places, float).reshape(-1, 3), np.ones(n),
-        np.ones(n, np.int64), np.zeros(2, np.int64), np.array([0, 13]), np.zeros(2, np.int64), *(np.zeros((2, *more)) for more in ((7,), (3,), (), (), ())),
+        np.ones(n, np.int64), np.zeros(2, np.int64), np.array([0, 13]), np.zeros(2, np.int64),
+        *(np.zeros((2, *more)) for more in ((7,), (3,), (), (), ())),
     )  # fmt: skip
 
 
