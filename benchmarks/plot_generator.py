@@ -2,7 +2,7 @@
 
     python benchmarks/plot_generator.py geant4.parquet "generate:pilarnet?events=3000&seed=104" --out docs/physics.png
 
-Numbers of voxels and of energy a voxel are of all voxels, the others of those above 0.13 MeV. Errors are those of counts.
+Numbers of voxels and energies are of all voxels, neighbours of those above 0.13 MeV. Errors are those of counts.
 """
 
 import argparse

@@ -9,7 +9,7 @@ import torch
 from larpanda.data.generate import generate
 from larpanda.data.physics import kernel
 from larpanda.data.physics.presets import PRESETS, Bomb, Preset, Source
-from larpanda.event import PDG, UNKNOWN, CreationProcess, Event, EventKey, Motif, Species
+from larpanda.event import IMAGE_VOXELS, PDG, UNKNOWN, CreationProcess, Event, EventKey, Motif, Species
 
 
 def same(a: Event, b: Event) -> bool:
@@ -230,3 +230,25 @@ def test_settings_change_a_preset_and_its_name():
     changed = generate(1, preset="single:muon", settings=["vertex.half_mm=0,0,0", "direction=flat_theta"])
     assert changed.preset_name.startswith("single:muon#")
     assert changed.provenance()["settings"]["vertex"]["half_mm"] == (0.0, 0.0, 0.0)
+
+
+def test_a_contained_track_ends_in_the_image_and_what_ends_outside_is_not_contained(events):
+    odd = tracks = 0
+    for e in events:
+        p = e.particles
+        began, inside = (((place >= 0) & (place <= IMAGE_VOXELS)).all(1) for place in (p.start, p.end))
+        for i in range(len(p)):
+            if (e.motif[e.particle == i] == Motif.TRACK).all():
+                assert inside[i] or not p.contained[i]
+                tracks += int(began[i])
+                odd += int(began[i] and inside[i] != p.contained[i].bool())
+        assert set(p.contained.tolist()) <= {0, 1}
+    assert odd < 0.1 * tracks  # one that grazes a face, or whose delta ray leaves
+
+
+def test_primaries_come_from_nothing_and_their_children_from_something(events):
+    for e in events[:30]:
+        p = e.particles
+        assert ((p.process == CreationProcess.PRIMARY) == (p.primary == 1)).all()
+        delta = torch.tensor([bool((e.motif[e.particle == i] == Motif.DELTA).any()) for i in range(len(p))])
+        assert (p.process[delta] == CreationProcess.KNOCK_ON).all()

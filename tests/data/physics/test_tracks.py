@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from larpanda.data.physics import decays
-from larpanda.data.physics.kernel import DECAY, HADRONIC, KNOCK_ON
+from larpanda.data.physics.kernel import DECAY, HADRONIC, KNOCK_ON, LEFT, STOPPED
 from larpanda.data.physics.material import MUON_MASS, PI_ZERO_MASS, PION_MASS
 from larpanda.data.physics.presets import Primary
 from larpanda.data.physics.transport import simulate
@@ -168,3 +168,30 @@ def test_an_event_larger_than_the_first_arrays_is_the_same():
     per_muon = np.bincount(truth.owner, truth.deposit)[1:41] / 680
     assert np.median(per_muon) == pytest.approx(1.8, abs=0.2)
     assert (truth.parent[1:] < np.arange(1, len(truth.parent))).all()
+
+
+def test_tracks_end_where_they_are_said_to_end():
+    """A stopping muon: its last deposit; the path is longer than the way out; what leaves is lost."""
+    for seed in range(10):
+        truth = follow(-13, 150, seed)
+        last = truth.place[truth.owner == 1][-1]
+        assert truth.fate[1] == STOPPED
+        assert np.linalg.norm(truth.end[1] - last) < 0.5
+        way = np.linalg.norm(truth.end[1])
+        assert 0.9 * truth.path[1] < way < truth.path[1]
+    leaving = follow(13, 500, 3, half=(100.0, 100.0, 100.0))
+    assert leaving.fate[1] == LEFT
+    assert leaving.end[1, 2] > 100
+    assert leaving.lost[1] > 300
+
+
+@pytest.mark.parametrize(("pdg", "energy"), [(11, 300.0), (22, 300.0), (-11, 50.0)])
+def test_what_is_not_recorded_is_lost_and_nothing_else(pdg, energy):
+    """Deposits and losses of an electromagnetic shower in a small volume add up to its energy, to rounding."""
+    annihilated = 2 * 0.51099895 * (pdg == -11)
+    for seed in range(5):
+        truth = follow(pdg, energy, seed, half=(200.0, 100.0, 300.0))
+        inside, lost = truth.deposit.sum(), truth.lost.sum()
+        assert lost > 0
+        made = (truth.pdg == -11).sum() - (pdg == -11)  # a positron of a pair that left took 1.022 MeV with it
+        assert -1e-9 < energy + annihilated - inside - lost < 1.03 * made + 1e-9

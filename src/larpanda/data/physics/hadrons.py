@@ -56,6 +56,7 @@ ARGON_MASS = 37_215.0  # MeV
 # at one energy the chance of a few rows. An elastic angle, which is not scaled, comes from nearer by.
 NEIGHBOURS, ELASTIC_NEIGHBOURS = 400, 50
 SLOWEST_RECOIL = 0.1  # MeV: Geant4 follows faster argon nuclei
+CAPTURE_MEV = 6.1  # what argon sets free when it captures a neutron
 COLDEST_NEUTRON = 2.5e-8  # MeV, room temperature, as in Geant4's table of this argon
 
 
@@ -235,7 +236,7 @@ def neutron(
             end_track(ledger, track, VANISHED, x, y, z, path)
             return
         if choice < inelastic + captured:
-            _emit(ledger, track, 6.1, x, y, z, rng)
+            _emit(ledger, half, track, CAPTURE_MEV, x, y, z, rng)
             end_track(ledger, track, STOPPED, x, y, z, path)
             return
         cos, lost = scatter_elastically(tables, NEUTRONS, energy, rng)
@@ -250,7 +251,7 @@ def neutron(
 
 @kernel
 def _emit(
-    ledger: Ledger, track: int, excitation: float, x: float, y: float, z: float, rng: np.random.Generator
+    ledger: Ledger, half: Floats, track: int, excitation: float, x: float, y: float, z: float, rng: np.random.Generator
 ) -> None:
     """A nucleus loses `excitation` MeV by photons."""
     left = excitation
@@ -259,3 +260,4 @@ def _emit(
         ux, uy, uz = isotropic(rng)
         add_track(ledger, track, 22, CAPTURE, Particle(energy, x, y, z, ux, uy, uz))
         left -= energy
+    add_deposit(ledger, half, 0, left, x, y, z)
