@@ -110,7 +110,7 @@ def _make(preset: Preset, seed: int, key: EventKey) -> Event:
     """Event `key.entry`. Events that are too small are drawn again, from the next generator of the same number."""
     largest = 0
     for attempt in range(MAX_DRAWS):
-        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, key.entry, attempt])))
+        rng = np.random.Generator(np.random.SFC64(np.random.SeedSequence([seed, key.entry, attempt])))
         truth = simulate(draw(preset, rng), rng, preset.active_half_mm)
         image = place_image(truth, rng, preset.active_half_mm)
         labels = label(truth, image)

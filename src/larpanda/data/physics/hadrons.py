@@ -25,6 +25,7 @@ from larpanda.data.physics.kernel import (
     Particle,
     add_deposit,
     add_track,
+    deflect,
     end_track,
     isotropic,
     kernel,
@@ -245,7 +246,7 @@ def neutron(
             add_deposit(ledger, half, track, lost, x - back * ux, y - back * uy, z - back * uz)
         else:
             add_deposit(ledger, half, 0, lost, x, y, z)
-        ux, uy, uz = turn(ux, uy, uz, cos, 2.0 * np.pi * rng.random())
+        ux, uy, uz = deflect(ux, uy, uz, cos, rng)
         energy = max(energy - lost, COLDEST_NEUTRON)
 
 

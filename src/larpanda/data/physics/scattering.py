@@ -7,7 +7,7 @@ steps as short as ours.
 
 import numpy as np
 
-from larpanda.data.physics.kernel import kernel
+from larpanda.data.physics.kernel import azimuth, kernel
 from larpanda.data.physics.material import ELECTRON_MASS, PER_BARN, Z
 
 ALPHA = 1 / 137.036
@@ -76,6 +76,6 @@ def scatter(mass: float, energy: float, step: float, turning: float, rng: np.ran
         single = 1.0 / (1.0 / (hard + s) - rng.random() * width) - s
         if rng.random() < 1.0 - beta2 * single / 2.0:
             c = 1.0 - single
-            cos = cos * c + np.sqrt(max(0.0, (1.0 - cos * cos) * (1.0 - c * c))) * np.cos(2.0 * np.pi * rng.random())
+            cos = cos * c + np.sqrt(max(0.0, (1.0 - cos * cos) * (1.0 - c * c))) * azimuth(rng)[0]
         path += rng.standard_exponential()
     return float(min(max(cos, -1.0), 1.0))

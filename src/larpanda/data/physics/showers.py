@@ -25,6 +25,7 @@ from larpanda.data.physics.kernel import (
     Particle,
     add_deposit,
     add_track,
+    deflect,
     end_track,
     isotropic,
     kernel,
@@ -238,7 +239,7 @@ def electron(
         if turning * step > MUCH:
             turning = table_at(rates.turning, middle)
         cos = scatter(ELECTRON_MASS, middle, step, turning * step, rng)
-        ux, uy, uz = turn(ux, uy, uz, cos, 2.0 * np.pi * rng.random())
+        ux, uy, uz = deflect(ux, uy, uz, cos, rng)
         energy -= loss
         path += step
         if energy < 0.02:
@@ -248,7 +249,7 @@ def electron(
         choice = rng.random() * rate
         if choice < radiate:
             photon = radiated_photon(radiation, before_step, energy, rng)
-            wx, wy, wz = turn(ux, uy, uz, _small_angle(energy + ELECTRON_MASS, rng), 2.0 * np.pi * rng.random())
+            wx, wy, wz = deflect(ux, uy, uz, _small_angle(energy + ELECTRON_MASS, rng), rng)
             add_track(ledger, track, 22, BREMSSTRAHLUNG, Particle(photon, x, y, z, wx, wy, wz))
             energy -= photon
         elif choice < radiate + strike:
@@ -258,7 +259,7 @@ def electron(
             p = np.sqrt(energy * (energy + 2.0 * ELECTRON_MASS))
             q = np.sqrt(struck * (struck + 2.0 * ELECTRON_MASS))
             cos = struck * (energy + 2.0 * ELECTRON_MASS) / (q * p)
-            wx, wy, wz = turn(ux, uy, uz, min(cos, 1.0), 2.0 * np.pi * rng.random())
+            wx, wy, wz = deflect(ux, uy, uz, min(cos, 1.0), rng)
             add_track(ledger, track, 11, IONISATION, Particle(struck, x, y, z, wx, wy, wz))
             ux, uy, uz = p * ux - q * wx, p * uy - q * wy, p * uz - q * wz
             norm = np.sqrt(ux * ux + uy * uy + uz * uz)
@@ -340,7 +341,7 @@ def photon(
             e = _compton_share(k, rng)
             cos = 1.0 - ELECTRON_MASS * (1.0 - e) / (k * e)
             px, py, pz = k * ux, k * uy, k * uz
-            ux, uy, uz = turn(ux, uy, uz, cos, 2.0 * np.pi * rng.random())
+            ux, uy, uz = deflect(ux, uy, uz, cos, rng)
             struck = (1.0 - e) * k
             k *= e
             vx, vy, vz = px - k * ux, py - k * uy, pz - k * uz
@@ -366,7 +367,7 @@ def photon(
             for sign in (1, -1):
                 energy = free_energy * (share if sign > 0 else 1.0 - share)
                 cos = _small_angle(energy + ELECTRON_MASS, rng)
-                vx, vy, vz = turn(ux, uy, uz, cos, 2.0 * np.pi * rng.random())
+                vx, vy, vz = deflect(ux, uy, uz, cos, rng)
                 add_track(ledger, track, 11 * sign, CONVERSION, Particle(max(energy, 1e-9), x, y, z, vx, vy, vz))
             end_track(ledger, track, VANISHED, x, y, z, path)
             return

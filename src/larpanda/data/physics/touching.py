@@ -35,7 +35,8 @@ def neighbours(key: Ints, group: Ints, n: int) -> tuple[Ints, Ints]:
         start [n + 1], other: group g touches other[start[g]:start[g + 1]], ascending.
     """
     pairs = _touching_pairs(key, group, n)
-    pairs = np.unique(np.concatenate([pairs, pairs % n * n + pairs // n]))
+    pairs = np.sort(np.concatenate([pairs, pairs % n * n + pairs // n]))
+    pairs = pairs[np.diff(pairs, prepend=-1) > 0]
     return np.searchsorted(pairs // n, np.arange(n + 1)), pairs % n
 
 

@@ -42,11 +42,11 @@ from larpanda.data.physics.kernel import (
     Particle,
     add_deposit,
     add_track,
+    deflect,
     end_track,
     isotropic,
     kernel,
     outside,
-    turn,
 )
 from larpanda.data.physics.material import (
     DELTA_CUT,
@@ -127,21 +127,20 @@ def simulate(
     while not _follow(ledger, argon, rng):
         ledger = _larger(ledger)
     deposits, tracks = ledger.used
-    by_deposit = (column[:deposits].copy() for column in (ledger.place, ledger.deposit, ledger.owner))
-    by_track = (
-        column[:tracks].copy()
-        for column in (
-            ledger.parent,
-            ledger.pdg,
-            ledger.process,
-            ledger.start,
-            ledger.end,
-            ledger.path,
-            ledger.fate,
-            ledger.lost,
-        )
+    return Truth(
+        primaries,
+        ledger.place[:deposits],
+        ledger.deposit[:deposits],
+        ledger.owner[:deposits],
+        ledger.parent[:tracks],
+        ledger.pdg[:tracks],
+        ledger.process[:tracks],
+        ledger.start[:tracks],
+        ledger.end[:tracks],
+        ledger.path[:tracks],
+        ledger.fate[:tracks],
+        ledger.lost[:tracks],
     )
-    return Truth(primaries, *by_deposit, *by_track)
 
 
 def _empty(deposits: int, tracks: int) -> Ledger:
@@ -263,7 +262,7 @@ def heavy(ledger: Ledger, argon: Argon, track: int, rng: np.random.Generator) ->
         add_deposit(ledger, half, track, loss, x + 0.5 * dx, y + 0.5 * dy, z + 0.5 * dz)
         x, y, z = x + dx, y + dy, z + dz
         cos = scatter(mass, energy, step, 0.0, rng)
-        ux, uy, uz = turn(ux, uy, uz, cos, 2.0 * np.pi * rng.random())
+        ux, uy, uz = deflect(ux, uy, uz, cos, rng)
         energy -= loss
         path += step
         if not here or energy <= 0.01:
@@ -280,7 +279,7 @@ def heavy(ledger: Ledger, argon: Argon, track: int, rng: np.random.Generator) ->
             q = np.sqrt(struck * (struck + 2.0 * ELECTRON_MASS))
             p = np.sqrt(energy * (energy + 2.0 * mass))
             cos = struck * (energy + mass + ELECTRON_MASS) / (q * p)
-            vx, vy, vz = turn(ux, uy, uz, min(cos, 1.0), 2.0 * np.pi * rng.random())
+            vx, vy, vz = deflect(ux, uy, uz, min(cos, 1.0), rng)
             add_track(ledger, track, 11, KNOCK_ON, Particle(struck, x, y, z, vx, vy, vz))
             energy -= struck
         elif choice < strike + decay:
@@ -296,7 +295,7 @@ def heavy(ledger: Ledger, argon: Argon, track: int, rng: np.random.Generator) ->
             cos, recoil = scatter_elastically(reactions, projectile, energy, rng)
             add_deposit(ledger, half, 0, recoil, x, y, z)
             energy -= recoil
-            ux, uy, uz = turn(ux, uy, uz, cos, 2.0 * np.pi * rng.random())
+            ux, uy, uz = deflect(ux, uy, uz, cos, rng)
     if energy > 0.0:
         add_deposit(ledger, half, track, energy, x, y, z)
     end_track(ledger, track, STOPPED, x, y, z, path)
