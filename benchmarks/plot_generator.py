@@ -19,7 +19,7 @@ from larpanda.event import MIN_ENERGY_MEV, Event, Motif, Species
 MOTIFS = {Motif.SHOWER: "C0", Motif.TRACK: "C3", Motif.LED: "C7"}
 SIZES = {"muon": "C3", "proton": "C1", "photon": "C0", "electron": "C2"}
 PANELS = {  # title: axis, edges
-    "voxels of an event": ("voxels", np.linspace(1000, 11000, 41)),
+    "voxels of an event": ("voxels", np.linspace(0, 12000, 49)),
     "energy of an event": ("MeV", np.linspace(0, 6000, 41)),
     "energy of a voxel": ("MeV", np.geomspace(0.01, 5, 61)),
     "neighbours of a voxel": ("occupied of 26", np.arange(-0.5, 20)),

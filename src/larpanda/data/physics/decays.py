@@ -4,6 +4,9 @@ import numpy as np
 
 from larpanda.data.physics.kernel import (
     DECAY,
+    PDG_MU_PLUS,
+    PDG_PHOTON,
+    PDG_POSITRON,
     VANISHED,
     Ledger,
     Particle,
@@ -34,14 +37,14 @@ def michel_energy(rng: np.random.Generator) -> float:
 def muon_decay(ledger: Ledger, track: int, x: float, y: float, z: float, rng: np.random.Generator) -> None:
     """A mu+ at rest: a positron and two neutrinos."""
     ux, uy, uz = isotropic(rng)
-    add_track(ledger, track, -11, DECAY, Particle(michel_energy(rng), x, y, z, ux, uy, uz))
+    add_track(ledger, track, PDG_POSITRON, DECAY, Particle(michel_energy(rng), x, y, z, ux, uy, uz))
 
 
 @kernel
 def pion_decay(ledger: Ledger, track: int, x: float, y: float, z: float, rng: np.random.Generator) -> None:
     """A pi+ at rest: a mu+ of 4.12 MeV and a neutrino."""
     ux, uy, uz = isotropic(rng)
-    add_track(ledger, track, -13, DECAY, Particle(PION_MUON_MEV, x, y, z, ux, uy, uz))
+    add_track(ledger, track, PDG_MU_PLUS, DECAY, Particle(PION_MUON_MEV, x, y, z, ux, uy, uz))
 
 
 @kernel
@@ -67,10 +70,10 @@ def neutral_pion(ledger: Ledger, track: int, rng: np.random.Generator) -> None:
     gamma = 1.0 + energy / PI_ZERO_MASS
     total, momentum = energy + PI_ZERO_MASS, np.sqrt(energy * (energy + 2.0 * PI_ZERO_MASS))
     k, ax, ay, az = boosted(PI_ZERO_MASS / 2.0, PI_ZERO_MASS / 2.0, gamma, ux, uy, uz, rng)
-    add_track(ledger, track, 22, DECAY, Particle(k, x, y, z, ax, ay, az))
+    add_track(ledger, track, PDG_PHOTON, DECAY, Particle(k, x, y, z, ax, ay, az))
     bx, by, bz = momentum * ux - k * ax, momentum * uy - k * ay, momentum * uz - k * az
     norm = np.sqrt(bx * bx + by * by + bz * bz)
-    add_track(ledger, track, 22, DECAY, Particle(total - k, x, y, z, bx / norm, by / norm, bz / norm))
+    add_track(ledger, track, PDG_PHOTON, DECAY, Particle(total - k, x, y, z, bx / norm, by / norm, bz / norm))
     end_track(ledger, track, VANISHED, x, y, z, 0.0)
 
 

@@ -17,6 +17,8 @@ from larpanda.data.physics.kernel import (
     DECAY,
     HADRONIC,
     LEFT,
+    NOBODY,
+    PDG_PHOTON,
     STOPPED,
     VANISHED,
     Floats,
@@ -25,6 +27,7 @@ from larpanda.data.physics.kernel import (
     Particle,
     add_deposit,
     add_track,
+    constants,
     deflect,
     end_track,
     isotropic,
@@ -43,11 +46,10 @@ from larpanda.data.physics.material import (
     table_at,
 )
 
-PI_PLUS, PI_MINUS, PROTONS, NEUTRONS, PI_MINUS_AT_REST, MU_MINUS_AT_REST = range(6)  # blocks of the table
+PI_PLUS, PI_MINUS, PROTONS, NEUTRONS, PI_MINUS_AT_REST, MU_MINUS_AT_REST = constants(range(6))  # blocks of the table
 _NAMES = ("pi+", "pi-", "proton", "neutron", "pi-_rest", "mu-_rest")
 _REST_ENERGY = np.array([PION_MASS, PION_MASS, 0.0, 0.0, PION_MASS, MUON_MASS])  # MeV that a reaction may set free
 _MASS = np.array([PION_MASS, PION_MASS, PROTON_MASS, NEUTRON_MASS])
-ELASTIC, CAPTURED, INELASTIC = range(3)
 
 # Kinds of particles in the table; behind these, light ions: d, t, He-3, alpha; then heavier nuclei.
 _PDG = np.array([22, 11, -11, 211, -211, 111, 2212, 2112])
@@ -176,7 +178,7 @@ def react(
         ux, uy, uz = turn(particle.ux, particle.uy, particle.uz, tables.out_cos[i], tables.out_phi[i])
         out = Particle(energy, x, y, z, ux, uy, uz)
         if kind >= len(_PDG) + len(_ION_MASS):
-            add_deposit(ledger, half, 0, energy, x, y, z)
+            add_deposit(ledger, half, NOBODY, energy, x, y, z)
         elif kind >= len(_PDG):
             _stop_ion(ledger, stopping, half, kind - len(_PDG), out)
         else:
@@ -200,7 +202,7 @@ def _stop_ion(ledger: Ledger, stopping: StoppingTables, half: Floats, ion: int, 
         add_deposit(
             ledger,
             half,
-            0,
+            NOBODY,
             energy - left,
             particle.x + at * particle.ux,
             particle.y + at * particle.uy,
@@ -245,7 +247,7 @@ def neutron(
             back = 0.5 * free
             add_deposit(ledger, half, track, lost, x - back * ux, y - back * uy, z - back * uz)
         else:
-            add_deposit(ledger, half, 0, lost, x, y, z)
+            add_deposit(ledger, half, NOBODY, lost, x, y, z)
         ux, uy, uz = deflect(ux, uy, uz, cos, rng)
         energy = max(energy - lost, COLDEST_NEUTRON)
 
@@ -259,6 +261,6 @@ def _emit(
     while left > 0.1:
         energy = left if left < 0.2 else left * (1.0 - 0.8 * rng.random() ** 2)
         ux, uy, uz = isotropic(rng)
-        add_track(ledger, track, 22, CAPTURE, Particle(energy, x, y, z, ux, uy, uz))
+        add_track(ledger, track, PDG_PHOTON, CAPTURE, Particle(energy, x, y, z, ux, uy, uz))
         left -= energy
-    add_deposit(ledger, half, 0, left, x, y, z)
+    add_deposit(ledger, half, NOBODY, left, x, y, z)

@@ -5,7 +5,7 @@ half a minute of one core.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple, TypeVar, cast
 
@@ -19,7 +19,17 @@ Function = TypeVar("Function", bound=Callable[..., object])
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-# What made a track. The label rules read these. Plain numbers, since compiled code knows no IntEnum.
+
+def constants(values: Iterable[int]) -> tuple[int, ...]:
+    """Whole numbers for compiled code.
+
+    NumPy's, whatever the type says: for each Python int that is an argument numba compiles the function once more, and
+    a cold start would wait 5 s longer.
+    """
+    return tuple(cast(int, np.int64(value)) for value in values)
+
+
+# What made a track. The label rules read these. Compiled code knows no IntEnum.
 (
     PRIMARY,
     KNOCK_ON,
@@ -32,10 +42,13 @@ Ints = npt.NDArray[np.int64]
     DECAY,
     HADRONIC,
     CAPTURE,
-) = map(int, CreationProcess)
+) = constants(CreationProcess)
 
-# How a track ended.
-LEFT, STOPPED, VANISHED = range(3)  # left the argon; came to rest; decayed on the way, reacted or was absorbed
+# How a track ended: it left the argon; came to rest; decayed on the way, reacted or was absorbed.
+LEFT, STOPPED, VANISHED = constants(range(3))
+
+PDG_PHOTON, PDG_ELECTRON, PDG_POSITRON, PDG_MU_PLUS = constants((22, 11, -11, -13))
+(NOBODY,) = constants((0,))  # the owner of what nuclei and light ions deposit
 
 # A quarter faster than strict arithmetic. Not allowed: to take for granted that nothing is infinite or NaN.
 _FASTMATH = {"arcp", "afn", "contract", "nsz", "reassoc"}

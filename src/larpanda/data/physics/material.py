@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from larpanda.data.physics.kernel import Floats, kernel
+from larpanda.data.physics.kernel import Floats, constants, kernel
 
 Z, A = 18.0, 39.948
 DENSITY = 1.396  # g/cm3, at 87.3 K
@@ -32,7 +32,7 @@ SMALLEST_TRANSFER = 1e-5  # MeV, of an ionisation
 IONISATION_SHARE = 0.56  # of the mean loss; the rest excites atoms
 MANY = 8.0  # collisions: beyond, small ones are taken together
 
-ELECTRON, MUON, PION, PROTON = range(4)  # rows of the tables below
+ELECTRON, MUON, PION, PROTON = constants(range(4))  # rows of the tables below
 MASSES = np.array([ELECTRON_MASS, MUON_MASS, PION_MASS, PROTON_MASS])
 
 LOWEST, HIGHEST, NODES = 1e-3, 2e4, 512  # MeV: the energies of the tables, evenly spaced in the logarithm
@@ -238,8 +238,10 @@ def straggle(mean: float, largest: float, rng: np.random.Generator) -> float:
     low = single * SMALLEST_TRANSFER
     if upper > low:
         share = (upper - low) / upper
-        for _ in range(rng.poisson(few)):
+        path = rng.standard_exponential()
+        while path < few:
             loss += low / (1.0 - share * rng.random())
+            path += rng.standard_exponential()
     return float(correction * loss)
 
 

@@ -17,6 +17,8 @@ from larpanda.data.physics.kernel import (
     CONVERSION,
     IONISATION,
     LEFT,
+    PDG_ELECTRON,
+    PDG_PHOTON,
     PHOTO_ELECTRIC,
     STOPPED,
     VANISHED,
@@ -61,13 +63,15 @@ MAX_STEPS = 30_000  # of one track: 21 m
 
 
 class RateTables(NamedTuple):
-    """What electrons and positrons do per mm, at the energies of `grid`."""
+    """What electrons, positrons and photons do per mm, at the energies of `grid`."""
 
     strike: Floats  # [2, NODES] transfers above DELTA_CUT: of electrons, of positrons
     vanish: Floats  # [NODES] annihilations of positrons in flight
     turning: Floats  # [NODES] mean of 1 - cos
     radiate: Floats  # [NODES] photons above PHOTON_CUT
     soft_loss: Floats  # [NODES] MeV, by softer photons
+    compton: Floats  # [NODES] Compton scatters of photons
+    pair: Floats  # [NODES] conversions of photons
 
 
 @functools.cache
@@ -81,6 +85,8 @@ def rate_tables() -> RateTables:
         np.array([turning_rate(ELECTRON_MASS, energy) for energy in energies]),
         np.array([rate for rate, _ in radiated]),
         np.array([loss for _, loss in radiated]),
+        np.array([_compton_rate(energy) for energy in energies]),
+        np.array([pair_rate(energy, radiation_tables()) for energy in energies]),
     )
 
 
@@ -173,8 +179,8 @@ def _annihilate(
     """Two photons from a positron of `energy` MeV: isotropic at rest, else shared as dsigma/de ~ 1/e + 1/(1 - e)."""
     if energy <= 0.0:
         ax, ay, az = isotropic(rng)
-        add_track(ledger, track, 22, ANNIHILATION, Particle(ELECTRON_MASS, x, y, z, ax, ay, az))
-        add_track(ledger, track, 22, ANNIHILATION, Particle(ELECTRON_MASS, x, y, z, -ax, -ay, -az))
+        add_track(ledger, track, PDG_PHOTON, ANNIHILATION, Particle(ELECTRON_MASS, x, y, z, ax, ay, az))
+        add_track(ledger, track, PDG_PHOTON, ANNIHILATION, Particle(ELECTRON_MASS, x, y, z, -ax, -ay, -az))
         return
     gamma = 1.0 + energy / ELECTRON_MASS
     ratio = np.sqrt((gamma - 1.0) / (gamma + 1.0))
@@ -187,11 +193,11 @@ def _annihilate(
     k = e * total
     cos = (e * (gamma + 1.0) - 1.0) / (e * np.sqrt(gamma * gamma - 1.0))
     ax, ay, az = turn(ux, uy, uz, min(max(cos, -1.0), 1.0), 2.0 * np.pi * rng.random())
-    add_track(ledger, track, 22, ANNIHILATION, Particle(k, x, y, z, ax, ay, az))
+    add_track(ledger, track, PDG_PHOTON, ANNIHILATION, Particle(k, x, y, z, ax, ay, az))
     p = np.sqrt(energy * (energy + 2.0 * ELECTRON_MASS))
     bx, by, bz = p * ux - k * ax, p * uy - k * ay, p * uz - k * az
     norm = np.sqrt(bx * bx + by * by + bz * bz)
-    add_track(ledger, track, 22, ANNIHILATION, Particle(total - k, x, y, z, bx / norm, by / norm, bz / norm))
+    add_track(ledger, track, PDG_PHOTON, ANNIHILATION, Particle(total - k, x, y, z, bx / norm, by / norm, bz / norm))
 
 
 @kernel
@@ -250,7 +256,7 @@ def electron(
         if choice < radiate:
             photon = radiated_photon(radiation, before_step, energy, rng)
             wx, wy, wz = deflect(ux, uy, uz, _small_angle(energy + ELECTRON_MASS, rng), rng)
-            add_track(ledger, track, 22, BREMSSTRAHLUNG, Particle(photon, x, y, z, wx, wy, wz))
+            add_track(ledger, track, PDG_PHOTON, BREMSSTRAHLUNG, Particle(photon, x, y, z, wx, wy, wz))
             energy -= photon
         elif choice < radiate + strike:
             if energy * (1.0 if positron else 0.5) <= DELTA_CUT:
@@ -260,7 +266,7 @@ def electron(
             q = np.sqrt(struck * (struck + 2.0 * ELECTRON_MASS))
             cos = struck * (energy + 2.0 * ELECTRON_MASS) / (q * p)
             wx, wy, wz = deflect(ux, uy, uz, min(cos, 1.0), rng)
-            add_track(ledger, track, 11, IONISATION, Particle(struck, x, y, z, wx, wy, wz))
+            add_track(ledger, track, PDG_ELECTRON, IONISATION, Particle(struck, x, y, z, wx, wy, wz))
             ux, uy, uz = p * ux - q * wx, p * uy - q * wy, p * uz - q * wz
             norm = np.sqrt(ux * ux + uy * uy + uz * uz)
             ux, uy, uz = ux / norm, uy / norm, uz / norm
@@ -316,7 +322,7 @@ def _compton_share(k: float, rng: np.random.Generator) -> float:
 
 @kernel
 def photon(
-    ledger: Ledger, radiation: RadiationTables, half: Floats, world: Floats, track: int, rng: np.random.Generator
+    ledger: Ledger, rates: RateTables, half: Floats, world: Floats, track: int, rng: np.random.Generator
 ) -> None:
     """Follow a photon to its end."""
     k, x, y, z, ux, uy, uz = ledger.start[track]
@@ -326,9 +332,10 @@ def photon(
             add_deposit(ledger, half, track, k, x, y, z)
             end_track(ledger, track, VANISHED, x, y, z, path)
             return
-        compton = _compton_rate(k)
+        i, f = place_of(k)
+        compton = between(rates.compton, i, f)
         absorb = 4.12e-3 * PER_BARN / k**3
-        pair = pair_rate(k, radiation)
+        pair = between(rates.pair, i, f)
         rate = compton + absorb + pair
         free = rng.standard_exponential() / rate
         x, y, z, path = x + free * ux, y + free * uy, z + free * uz, path + free
@@ -347,7 +354,9 @@ def photon(
             vx, vy, vz = px - k * ux, py - k * uy, pz - k * uz
             norm = np.sqrt(vx * vx + vy * vy + vz * vz)
             if struck > 1e-4 and norm > 0.0:
-                add_track(ledger, track, 11, COMPTON, Particle(struck, x, y, z, vx / norm, vy / norm, vz / norm))
+                add_track(
+                    ledger, track, PDG_ELECTRON, COMPTON, Particle(struck, x, y, z, vx / norm, vy / norm, vz / norm)
+                )
             else:
                 add_deposit(ledger, half, track, struck, x, y, z)
         elif choice < compton + absorb:
@@ -355,7 +364,7 @@ def photon(
             back = 0.5 * free  # as every step, in its middle
             add_deposit(ledger, half, track, bound, x - back * ux, y - back * uy, z - back * uz)
             vx, vy, vz = isotropic(rng) if k < 0.1 else (ux, uy, uz)
-            add_track(ledger, track, 11, PHOTO_ELECTRIC, Particle(k - bound, x, y, z, vx, vy, vz))
+            add_track(ledger, track, PDG_ELECTRON, PHOTO_ELECTRIC, Particle(k - bound, x, y, z, vx, vy, vz))
             end_track(ledger, track, VANISHED, x, y, z, path)
             return
         else:

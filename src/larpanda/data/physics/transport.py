@@ -33,6 +33,8 @@ from larpanda.data.physics.hadrons import (
 from larpanda.data.physics.kernel import (
     KNOCK_ON,
     LEFT,
+    NOBODY,
+    PDG_ELECTRON,
     PRIMARY,
     STOPPED,
     VANISHED,
@@ -80,7 +82,7 @@ class Argon(NamedTuple):
     world: Floats  # [3] mm, half-widths of the argon
     max_step: float  # mm
     stopping: StoppingTables
-    electron_rates: RateTables
+    shower_rates: RateTables
     radiation: RadiationTables
     reactions: ReactionTables
 
@@ -189,7 +191,7 @@ def _wait(ledger: Ledger, first: int) -> None:
 @kernel
 def _follow(ledger: Ledger, argon: Argon, rng: np.random.Generator) -> bool:
     """Follow the tracks that wait, and those they make. False: stopped for want of room, to be called again."""
-    half, world, max_step, stopping, electron_rates, radiation, reactions = argon
+    half, world, max_step, stopping, shower_rates, radiation, reactions = argon
     while ledger.newest[0] > 0:
         if len(ledger.deposit) - ledger.used[0] < ROOM_DEPOSITS or len(ledger.pdg) - ledger.used[1] < ROOM_TRACKS:
             return False
@@ -198,9 +200,9 @@ def _follow(ledger: Ledger, argon: Argon, rng: np.random.Generator) -> bool:
         before = ledger.used[1]
         kind = abs(ledger.pdg[track])
         if kind == 11:
-            electron(ledger, stopping, electron_rates, radiation, half, world, max_step, track, rng)
+            electron(ledger, stopping, shower_rates, radiation, half, world, max_step, track, rng)
         elif kind == 22:
-            photon(ledger, radiation, half, world, track, rng)
+            photon(ledger, shower_rates, half, world, track, rng)
         elif kind == 2112:
             neutron(ledger, reactions, stopping, half, world, track, rng)
         elif kind == 111:
@@ -280,7 +282,7 @@ def heavy(ledger: Ledger, argon: Argon, track: int, rng: np.random.Generator) ->
             p = np.sqrt(energy * (energy + 2.0 * mass))
             cos = struck * (energy + mass + ELECTRON_MASS) / (q * p)
             vx, vy, vz = deflect(ux, uy, uz, min(cos, 1.0), rng)
-            add_track(ledger, track, 11, KNOCK_ON, Particle(struck, x, y, z, vx, vy, vz))
+            add_track(ledger, track, PDG_ELECTRON, KNOCK_ON, Particle(struck, x, y, z, vx, vy, vz))
             energy -= struck
         elif choice < strike + decay:
             decay_in_flight(ledger, track, pdg, energy, x, y, z, ux, uy, uz, rng)
@@ -293,7 +295,7 @@ def heavy(ledger: Ledger, argon: Argon, track: int, rng: np.random.Generator) ->
             return
         else:
             cos, recoil = scatter_elastically(reactions, projectile, energy, rng)
-            add_deposit(ledger, half, 0, recoil, x, y, z)
+            add_deposit(ledger, half, NOBODY, recoil, x, y, z)
             energy -= recoil
             ux, uy, uz = deflect(ux, uy, uz, cos, rng)
     if energy > 0.0:
