@@ -253,3 +253,15 @@ def test_primaries_come_from_nothing_and_their_children_from_something(events):
         assert ((p.process == CreationProcess.PRIMARY) == (p.primary == 1)).all()
         delta = torch.tensor([bool((e.motif[e.particle == i] == Motif.DELTA).any()) for i in range(len(p))])
         assert (p.process[delta] == CreationProcess.KNOCK_ON).all()
+
+
+def test_a_detector_in_the_preset_acts_on_the_same_events():
+    plain = generate(3, seed=104, preset="single:muon")[1]
+    louder = generate(3, seed=104, preset="single:muon", settings=["detector.gain=1.1"])[1]
+    assert torch.equal(plain.position, louder.position)
+    assert torch.allclose(louder.energy, 1.1 * plain.energy)
+    assert torch.equal(plain.motif, louder.motif)
+    noisy = [generate(3, seed=104, preset="single:muon", settings=["detector.noise_mev=0.02"])[1] for _ in range(2)]
+    assert torch.equal(noisy[0].energy, noisy[1].energy)
+    with pytest.raises(ValueError, match=r"detector.*gain is -1"):
+        generate(3, seed=104, settings=["detector.gain=-1"])

@@ -42,7 +42,7 @@ def generate(
         settings: changes to the preset, such as ``rain.particles=4,8``.
 
     Returns:
-        A sequence of Event that makes event i when it is asked for, 20 ms each; nothing is kept.
+        A sequence of Event that makes event i when it is asked for, 16 ms each; nothing is kept.
 
     Raises:
         ValueError: an unknown preset or field, an impossible value, or a negative number. Making an event raises it

@@ -1,7 +1,7 @@
 """How the compiled parts of the physics are compiled, and the arrays they write into.
 
 Compiled code is kept beside the source (numba's cache), so that only the first event after an installation waits, for
-half a minute of one core.
+27 s of one core.
 """
 
 import hashlib
