@@ -15,8 +15,7 @@ from larpanda.data.physics.detector import (
     recombination_factor,
 )
 from larpanda.data.physics.presets import Primary
-from larpanda.data.physics.showers import MAX_STEP
-from larpanda.data.physics.transport import simulate
+from larpanda.data.physics.transport import MAX_STEP_MM, simulate
 from larpanda.event import IMAGE_VOXELS, VOXEL_MM, Event
 
 PARTICLES = (("muon", 13, 300), ("muon", 13, 1000), ("pion", 211, 100), ("electron", 11, 30), ("electron", 11, 500),
@@ -41,11 +40,11 @@ def visible_fraction(pdg: int, energy_mev: float, seed: int) -> tuple[float, flo
     truth = simulate((Primary(0, pdg, float(energy_mev), (0.0, 0.0, 0.0), tuple(map(float, direction))),), rng)
     # A deposit lies in the middle of its step: the step is about the mean distance to the ones before and after.
     distance = np.linalg.norm(np.diff(truth.place, axis=0), axis=1)
-    distance[(np.diff(truth.owner) != 0) | (distance > 2 * MAX_STEP)] = np.nan
+    distance[(np.diff(truth.owner) != 0) | (distance > 2 * MAX_STEP_MM)] = np.nan
     around = np.stack([np.append(np.nan, distance), np.append(distance, np.nan)])
     known = ~np.isnan(around)
     step_mm = np.where(known, around, 0).sum(0) / np.maximum(known.sum(0), 1)
-    step_mm[step_mm == 0] = MAX_STEP
+    step_mm[step_mm == 0] = MAX_STEP_MM
     mip = recombination_factor(MIP_MEV_CM, 0.5)
     by_steps = truth.deposit * recombination_factor(truth.deposit / step_mm * 10, 0.5) / mip
     voxel, row = np.unique(np.floor(truth.place / VOXEL_MM) + IMAGE_VOXELS // 2, axis=0, return_inverse=True)
