@@ -1,8 +1,10 @@
-"""Where a process computes, and with how many threads."""
+"""Where a process computes, with how many threads, and what it shares with the others of its run."""
 
 import os
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
 SMALL_MODEL = 10_000_000  # weights
 
@@ -28,3 +30,22 @@ def limit_threads(n_weights: int) -> None:
     """
     if n_weights < SMALL_MODEL and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
+
+
+def rank() -> int:
+    """This process's number among those of the run, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """How many processes share the run."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def total(x: Tensor) -> Tensor:
+    """Sum of a tensor over the processes of the run, without gradient; the tensor itself where there is one."""
+    if world() == 1:
+        return x.detach()
+    result = x.detach().clone()
+    dist.all_reduce(result)
+    return result

@@ -1,5 +1,7 @@
 """The backbone: sizes of the paper, and what must not change an event's result."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -89,14 +91,38 @@ def test_points_of_one_voxel_are_one_cell(tiny_model):
     assert_same(a, b[[0, 0, 1]])
 
 
-def test_stochastic_depth_acts_only_where_a_generator_is_given(tiny_model, make_cloud):
-    batch = PointBatch.pack([make_cloud(50, seed=s) for s in range(4)])
-    plain = tiny_model.encoder(batch).upcast()
-    assert torch.equal(plain, tiny_model.encoder(batch).upcast())
-    drawn = [tiny_model.encoder(batch, torch.Generator().manual_seed(s)).upcast() for s in (0, 0, 1)]
-    assert torch.equal(drawn[0], drawn[1])
-    assert not torch.equal(drawn[0], drawn[2])
-    assert not torch.equal(drawn[0], plain)
+def test_stochastic_depth_skips_what_the_draws_say(tiny_model, make_cloud):
+    """Draws of 1 skip nothing; those of 0 skip all branches but those of the first block, whose rate is 0."""
+    events = [make_cloud(50, seed=s) for s in range(2)]
+    batch, encoder = PointBatch.pack(events), tiny_model.encoder
+    plain = encoder(batch).upcast()
+    skipped = encoder(batch, torch.tensor([[0.0] * encoder.n_draws, [0.99] * encoder.n_draws])).upcast()
+    one = [torch.full((1, encoder.n_draws), draw) for draw in (0.0, 0.99)]
+    alone = [encoder(PointBatch.pack([e]), d).upcast() for e, d in zip(events, one, strict=True)]
+    assert_same(skipped, torch.cat(alone))
+    with torch.no_grad():
+        for name, parameter in encoder.named_parameters():
+            if name.endswith("_scale") and not name.startswith("blocks.0.0"):
+                parameter.zero_()
+    assert_same(encoder(batch).upcast()[:50], skipped[:50])
+    assert not torch.allclose(plain[:50], skipped[:50])
+
+
+def test_masked_points_tell_only_where_they_are(make_cloud):
+    """Their energy does not matter; what they are given does; a voxel with one masked point is masked."""
+    torch.manual_seed(0)
+    encoder = Encoder(EncoderConfig((16, 32), (1, 1), window=32, layer_scale=0.5, mask_token=True))
+    event = make_cloud(60)
+    masked = torch.arange(60) < 20
+    other = replace(event, energy=torch.where(masked, event.energy * 3, event.energy))
+    a, b = (encoder(PointBatch.pack([e]), masked=masked).upcast() for e in (event, other))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, encoder(PointBatch.pack([event])).upcast())
+    encoder.mask_token.data.fill_(1.0)
+    assert not torch.equal(a, encoder(PointBatch.pack([event]), masked=masked).upcast())
+    double = Event.from_arrays([[5, 5, 5], [5, 5, 5]], [1.0, 2.0])
+    half, whole = (encoder(PointBatch.pack([double]), masked=torch.tensor([True, m])).upcast() for m in (False, True))
+    assert torch.equal(half, whole)
 
 
 def test_up_cast_of_a_hand_made_pyramid():

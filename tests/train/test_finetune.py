@@ -106,13 +106,10 @@ def test_another_configuration_in_the_same_folder_is_refused(events, tiny_run, t
 def test_what_is_not_finite_is_not_stepped(events, tiny_run, tmp_path):
     class Poison:
         def __init__(self, task):
-            self.task, self.model = task, task.model
+            self.task, self.model, self.batch = task, task.model, task.batch
 
-        def batch(self, events, rngs):
-            return self.task.batch(events, rngs)
-
-        def loss(self, batch, progress, generator):
-            losses = self.task.loss(batch, progress, generator)
+        def loss(self, batch, progress):
+            losses = self.task.loss(batch, progress)
             return replace(losses, total=losses.total * float("nan")) if progress > 0.5 else losses
 
         def after_step(self, progress):

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-_ORDER, _VIEW, _MODEL = 0, 1, 2  # what a random generator is for: no two uses share a stream
+_ORDER, _VIEW = 0, 1  # what a random generator is for: no two uses share a stream
 
 
 @dataclass(frozen=True)
@@ -32,10 +31,5 @@ class Stream:
         return result
 
     def generator(self, step: int, place: int) -> np.random.Generator:
-        """The random numbers for the views of the event at one place of a step's batch."""
+        """The random numbers of the event at one place of a step's batch: its views, what the model skips for it."""
         return np.random.default_rng([self.seed, _VIEW, step, place])
-
-    def torch_generator(self, step: int) -> torch.Generator:
-        """The random numbers that the model itself draws in a step."""
-        state = np.random.SeedSequence([self.seed, _MODEL, step]).generate_state(1, np.uint64)
-        return torch.Generator().manual_seed(int(state[0] >> 1))

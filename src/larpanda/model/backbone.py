@@ -1,13 +1,13 @@
 """Point Transformer V3 as Panda uses it (paper section 3.1.2): encoder, decoder, and the pyramid of features between.
 
-Nothing here knows about training or evaluation: stochastic depth acts where a random generator is passed in, and
+Nothing here knows about training or evaluation: stochastic depth acts where random numbers are passed in, and
 nowhere else. Orders and curve depth are fixed, so that an event's result depends on the event alone.
 """
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import cast
 
 import torch
@@ -98,13 +98,13 @@ class Level:
         cut = windows(cells.start, cells.order, window, rounded)
         return cls(cells, neighbors, cut, cut.own.shape[1])
 
-    def run(self, blocks: nn.ModuleList, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Features of the cells through blocks. [M, C] -> [M, C]."""
+    def run(self, blocks: nn.ModuleList, x: Tensor, draws: Tensor | None) -> Tensor:
+        """Features of the cells through blocks. [M, C] -> [M, C]; ``draws`` as in ``Encoder.forward``."""
         n = len(x)
         if n != self.rows:
             x = F.pad(x, (0, 0, 0, self.rows - n))
         for block in cast(Iterable[Block], blocks):
-            x = block(x, self, generator)
+            x = block(x, self, draws)
         return x[:n] if n != self.rows else x
 
 
@@ -171,10 +171,11 @@ class LinearGelu(nn.Linear):
 class Block(nn.Module):
     """Convolution, attention, feed-forward, each added to its input (Point Transformer V3 with layer scale)."""
 
-    def __init__(self, channels: int, order: int, drop_path: float, config: EncoderConfig) -> None:
+    def __init__(self, channels: int, order: int, number: int, drop_path: float, config: EncoderConfig) -> None:
+        """Make a block. order: of the windows; number: of the block in its tower, which says whose draws it takes."""
         super().__init__()
         self.heads = channels // config.head_dim
-        self.order, self.drop_path = order, drop_path
+        self.order, self.number, self.drop_path = order, number, drop_path
         self.conv: nn.Module = SparseConv(channels)
         self.conv_linear: nn.Module = nn.Linear(channels, channels)
         self.conv_norm = nn.LayerNorm(channels)
@@ -187,23 +188,22 @@ class Block(nn.Module):
         self.mlp_out = nn.Linear(config.mlp_ratio * channels, channels)
         self.mlp_scale = nn.Parameter(torch.full((channels,), config.layer_scale))
 
-    def forward(self, x: Tensor, level: Level, generator: torch.Generator | None) -> Tensor:
+    def forward(self, x: Tensor, level: Level, draws: Tensor | None) -> Tensor:
         """[M, C] -> [M, C]."""
         x = x + self.conv_norm(self.conv_linear(self.conv(x, level.neighbors)))
         attended = attend(self.qkv(self.attention_norm(x)), self.heads, level.windows, self.order)
-        x = x + self._drop(self.attention_linear(attended) * self.attention_scale, level, generator)
+        x = x + self._drop(self.attention_linear(attended) * self.attention_scale, level, draws, 0)
         if torch.is_grad_enabled() or len(x) <= MLP_ROWS:
             fed = self.mlp_out(self.mlp_in(self.mlp_norm(x)))
         else:  # the wide rows within stay in the cache
             fed = torch.cat([self.mlp_out(self.mlp_in(self.mlp_norm(rows))) for rows in torch.split(x, MLP_ROWS)])
-        return x + self._drop(fed * self.mlp_scale, level, generator)
+        return x + self._drop(fed * self.mlp_scale, level, draws, 1)
 
-    def _drop(self, branch: Tensor, level: Level, generator: torch.Generator | None) -> Tensor:
+    def _drop(self, branch: Tensor, level: Level, draws: Tensor | None, which: int) -> Tensor:
         """Stochastic depth (Huang et al. 2016): whole events skip it; in the released code, points do."""
-        if generator is None or self.drop_path == 0.0:
+        if draws is None or self.drop_path == 0.0:
             return branch
-        draw = torch.rand(len(level.cells.start) - 1, generator=generator).to(branch.device)
-        keep = (draw >= self.drop_path).to(branch.dtype) / (1.0 - self.drop_path)
+        keep = (draws[:, 2 * self.number + which] >= self.drop_path).to(branch.dtype) / (1.0 - self.drop_path)
         return branch * keep[level.cells.event_id, None]
 
 
@@ -222,18 +222,21 @@ class Encoder(nn.Module):
         self.pool = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(width))
         self.pool_norm = nn.ModuleList(nn.LayerNorm(c) for c in width[1:])
         self.blocks = nn.ModuleList(
-            nn.ModuleList(Block(c, b % len(ORDERS), drop[sum(config.depths[:s]) + b], config) for b in range(depth))
-            for s, (c, depth) in enumerate(zip(width, config.depths, strict=True))
+            nn.ModuleList(Block(c, b % len(ORDERS), first + b, drop[first + b], config) for b in range(depth))
+            for c, depth, first in zip(width, config.depths, accumulate(config.depths, initial=0), strict=False)
         )
         initialize(self)
+        self.n_draws = 2 * (last + 1)  # numbers for the stochastic depth of an event: one for each residual branch
         self.dtype, self.rounded = torch.float32, False  # of features; whether levels round up rows (for_inference)
 
-    def forward(self, batch: PointBatch, generator: torch.Generator | None = None) -> Pyramid:
+    def forward(self, batch: PointBatch, draws: Tensor | None = None, masked: Tensor | None = None) -> Pyramid:
         """Encode a batch.
 
         Args:
             batch: N points; several in one voxel share its features (energies summed).
-            generator: draws which events skip which branch (stochastic depth); None: none do.
+            draws: [B, n_draws] float in [0, 1), which decide what events skip (stochastic depth); None: nothing.
+            masked: [N] bool, points whose voxels get the learned mask vector instead of place and energy. A voxel
+                that holds any masked point is masked. Needs ``EncoderConfig.mask_token``.
 
         Raises:
             ValueError: an event is wider than 2**11 voxels.
@@ -245,6 +248,9 @@ class Encoder(nn.Module):
         cells, point_cell = voxelize(position, batch.start, depth)
         seen = input_features(batch, point_cell, len(cells.cell))
         x = F.gelu(self.embed_norm(self.embed(seen.to(self.dtype))))
+        if masked is not None:
+            hidden = torch.zeros(len(x), dtype=torch.bool, device=x.device).index_fill_(0, point_cell[masked], True)
+            x = torch.where(hidden[:, None], self.mask_token.to(x.dtype), x)
         levels, features, lengths, runs = [], [], [], []
         for s, blocks in enumerate(self.blocks):
             if s:
@@ -254,7 +260,7 @@ class Encoder(nn.Module):
                 lengths.append(coarser.length)
                 runs.append(coarser.run)
             level = Level.of(cells, self.config.window, self.rounded)
-            x = level.run(cast(nn.ModuleList, blocks), x, generator)
+            x = level.run(cast(nn.ModuleList, blocks), x, draws)
             levels.append(level)
             features.append(x)
         return Pyramid(
@@ -281,21 +287,24 @@ class Decoder(nn.Module):
         self.skip_norm = nn.ModuleList(nn.LayerNorm(c) for c in config.channels)
         self.blocks = nn.ModuleList(  # stochastic depth grows from the output towards the encoder
             nn.ModuleList(
-                Block(c, b % len(ORDERS), encoder.drop_path * (sum(config.depths[:s]) + b) / max(last, 1), encoder)
+                Block(c, b % len(ORDERS), first + b, encoder.drop_path * (first + b) / max(last, 1), encoder)
                 for b in range(depth)
             )
-            for s, (c, depth) in enumerate(zip(config.channels, config.depths, strict=True))
+            for c, depth, first in zip(
+                config.channels, config.depths, accumulate(config.depths, initial=0), strict=False
+            )
         )
+        self.n_draws = 2 * sum(config.depths)
         initialize(self)
 
-    def forward(self, pyramid: Pyramid, generator: torch.Generator | None = None) -> Tensor:
-        """Returns [M, D]: features of the cells of level 0."""
+    def forward(self, pyramid: Pyramid, draws: Tensor | None = None) -> Tensor:
+        """Returns [M, D]: features of the cells of level 0. draws: [B, n_draws], as in ``Encoder.forward``."""
         x = pyramid.features[-1]
         for s in range(len(self.blocks) - 1, -1, -1):
             from_below = F.gelu(self.up_norm[s](self.up[s](x)))
             x = F.gelu(self.skip_norm[s](self.skip[s](pyramid.features[s])))
             x = x + spread_runs(from_below, pyramid.lengths[s], pyramid.runs[s])
-            x = pyramid.levels[s].run(cast(nn.ModuleList, self.blocks[s]), x, generator)
+            x = pyramid.levels[s].run(cast(nn.ModuleList, self.blocks[s]), x, draws)
         return x
 
 

@@ -29,9 +29,11 @@ class SemanticHead(nn.Module):
         nn.init.trunc_normal_(self.linear.weight, std=0.02)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, pyramid: Pyramid, generator: torch.Generator | None = None) -> Tensor:
-        """Returns [N, 5] logits, in the order of Motif; ``generator`` draws the decoder's stochastic depth."""
-        cells = self.decoder(pyramid, generator) if self.decoder else pyramid.upcast()
+        self.n_draws = self.decoder.n_draws if self.decoder else 0
+
+    def forward(self, pyramid: Pyramid, draws: Tensor | None = None) -> Tensor:
+        """Returns [N, 5] logits, in the order of Motif; draws: [B, n_draws] for the decoder's stochastic depth."""
+        cells = self.decoder(pyramid, draws) if self.decoder else pyramid.upcast()
         return pyramid.at_points(self.linear(cells))
 
 

@@ -14,12 +14,12 @@ from larpanda.publish import publish_text
 from larpanda.train.checkpoint import resume, save_checkpoint
 from larpanda.train.optim import learning_rate, make_optimizer, set_learning_rate
 from larpanda.train.recipes import FinetuneConfig
-from larpanda.train.tasks import Task
+from larpanda.train.tasks import B, Task
 
 SAY_EVERY = 50
 
 
-def fit(task: Task, events: Sequence[Event], config: FinetuneConfig, run: Path, say: Callable[[str], None]) -> None:
+def fit(task: Task[B], events: Sequence[Event], config: FinetuneConfig, run: Path, say: Callable[[str], None]) -> None:
     """Train until ``config.steps``, from the newest checkpoint of the run if there is one.
 
     Args:
@@ -35,6 +35,7 @@ def fit(task: Task, events: Sequence[Event], config: FinetuneConfig, run: Path, 
     """
     stream = Stream(len(events), config.batch_events, config.seed)
     optimizer = make_optimizer(task.model, config.optim)
+    device = next(task.model.parameters()).device
     checkpoints = run / "checkpoints"
     begin = resume(checkpoints, task.model, optimizer, say)
     if begin:
@@ -46,11 +47,11 @@ def fit(task: Task, events: Sequence[Event], config: FinetuneConfig, run: Path, 
         progress = step / config.steps
         ordinals = stream.ordinals(step)
         rngs = [stream.generator(step, place) for place in range(len(ordinals))]
-        batch = task.batch([events[int(i)] for i in ordinals], rngs)
+        batch = task.batch([events[int(i)] for i in ordinals], rngs, progress).to(device)
         rate = learning_rate(config.optim, progress)
         set_learning_rate(optimizer, rate)
         optimizer.zero_grad()
-        losses = task.loss(batch, progress, stream.torch_generator(step))
+        losses = task.loss(batch, progress)
         losses.total.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(task.model.parameters(), config.optim.clip)
         if not torch.isfinite(losses.total) or not torch.isfinite(norm):
@@ -61,7 +62,8 @@ def fit(task: Task, events: Sequence[Event], config: FinetuneConfig, run: Path, 
         optimizer.step()
         task.after_step(progress)
         done = step + 1
-        record: dict[str, Any] = {"step": done, "loss": losses.total.item(), **losses.parts, "lr": rate}
+        record: dict[str, Any] = {"step": done, "loss": losses.total.item(), "lr": rate}
+        record |= {name: value.item() for name, value in losses.parts.items()}
         record["seconds"] = round((time.monotonic() - started) / (done - begin), 4)  # per step, since the start
         _append(metrics, record)
         if done % SAY_EVERY == 0:

@@ -2,38 +2,57 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from larpanda.data.views import Augmentation, augment
 from larpanda.evaluate.segmentation import confusion, segmentation
-from larpanda.event import Event, Motif, PointBatch
+from larpanda.event import UNKNOWN, Event, Motif, PointBatch
 from larpanda.model.bundle import Model
 from larpanda.model.semantic import semantic_loss
+from larpanda.parallel import total
 
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """What a step minimises, and its parts for the log."""
+    """What a step minimises, and its parts for the log: this process's shares, which sum to those of the batch."""
 
     total: Tensor  # scalar
-    parts: Mapping[str, float]
+    parts: Mapping[str, Tensor]  # scalars without gradient
 
 
-class Task(Protocol):
+class Batch(Protocol):
+    """The input of a step; all that is random about it is drawn already."""
+
+    @property
+    def n_points(self) -> int:
+        """Points that the model sees in the step."""
+
+    def to(self: "B", device: torch.device) -> "B":
+        """The same on a device."""
+
+
+B = TypeVar("B", bound=Batch)
+B_co = TypeVar("B_co", bound=Batch, covariant=True)
+
+
+class Task(Protocol[B]):
     """What the loop asks of a task."""
 
-    model: Model
+    @property
+    def model(self) -> nn.Module:
+        """All that a checkpoint keeps; what requires a gradient is trained."""
 
-    def batch(self, events: Sequence[Event], rngs: Sequence[np.random.Generator]) -> PointBatch:
-        """Make the input of a step; one random generator for each event."""
+    @property
+    def batch(self) -> "MakeBatch[B]":
+        """What makes the input of a step."""
 
-    def loss(self, batch: PointBatch, progress: float, generator: torch.Generator) -> Losses:
-        """The loss of a batch at ``progress`` in [0, 1]; ``generator`` draws what the model draws."""
+    def loss(self, batch: B, progress: float) -> Losses:
+        """The loss of this process's part of a batch at ``progress`` in [0, 1]."""
 
     def after_step(self, progress: float) -> None:
         """Called after each step of the optimizer."""
@@ -42,29 +61,70 @@ class Task(Protocol):
         """Numbers for the log."""
 
 
+class MakeBatch(Protocol[B_co]):
+    """Makes the input of a step. Picklable, since it may run in other processes; knows no model."""
+
+    def __call__(self, events: Sequence[Event], rngs: Sequence[np.random.Generator], progress: float) -> B_co:
+        """One random generator for each event: nothing an event becomes depends on the others."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelledBatch:
+    """Augmented events, and the numbers that decide what stochastic depth skips."""
+
+    points: PointBatch
+    draws: Tensor  # [B, n] float32 in [0, 1)
+
+    @property
+    def n_points(self) -> int:
+        """Points of all events."""
+        return len(self.points.energy)
+
+    def to(self, device: torch.device) -> "LabelledBatch":
+        """The same on a device."""
+        return LabelledBatch(self.points.to(device), self.draws.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True)
+class LabelledBatches:
+    """Augments before the threshold and the voxels, so that geometry and energies really change."""
+
+    augmentation: Augmentation
+    min_energy_mev: float
+    n_draws: int  # for each event
+
+    def __call__(self, events: Sequence[Event], rngs: Sequence[np.random.Generator], progress: float) -> LabelledBatch:
+        """Make the input of a step."""
+        views, draws = [], []
+        for event, rng in zip(events, rngs, strict=True):
+            views.append(augment(event, self.augmentation, rng).visible(self.min_energy_mev)[0])
+            draws.append(torch.from_numpy(rng.random(self.n_draws, np.float32)))
+        return LabelledBatch(PointBatch.pack(views), torch.stack(draws))
+
+
 class Semantic:
     """Motifs with labels (paper section 3.2.1)."""
 
     def __init__(
         self, model: Model, augmentation: Augmentation, lovasz_weight: float, validation: Sequence[Event]
     ) -> None:
+        """Learn to predict motifs. model: with a semantic head; validation: events with truth."""
+        assert model.semantic is not None
         self.model = model
-        self.augmentation, self.lovasz_weight, self.validation = augmentation, lovasz_weight, validation
+        self.lovasz_weight, self.validation = lovasz_weight, validation
+        n_draws = model.encoder.n_draws + model.semantic.n_draws
+        self.batch = LabelledBatches(augmentation, model.config.min_energy_mev, n_draws)
 
-    def batch(self, events: Sequence[Event], rngs: Sequence[np.random.Generator]) -> PointBatch:
-        """Augment before the threshold and the voxels, so that geometry and energies really change."""
-        threshold = self.model.config.min_energy_mev
-        pairs = zip(events, rngs, strict=True)
-        views = [augment(event, self.augmentation, rng).visible(threshold)[0] for event, rng in pairs]
-        return PointBatch.pack(views).to(next(self.model.parameters()).device)
-
-    def loss(self, batch: PointBatch, progress: float, generator: torch.Generator) -> Losses:
-        """Cross-entropy and Lovasz."""
+    def loss(self, batch: LabelledBatch, progress: float) -> Losses:
+        """Cross-entropy and Lovasz; over several processes the mean of theirs, weighted by labelled points."""
         assert self.model.semantic is not None
-        logits = self.model.semantic(self.model.encoder(batch, generator), generator)
-        total = semantic_loss(logits, batch.motif, self.lovasz_weight)
-        correct = (logits.argmax(1) == batch.motif).float().mean()
-        return Losses(total, {"accuracy": correct.item()})
+        n = self.model.encoder.n_draws
+        logits = self.model.semantic(self.model.encoder(batch.points, batch.draws[:, :n]), batch.draws[:, n:])
+        known = (batch.points.motif != UNKNOWN).sum()
+        share = known / total(known).clamp(min=1)
+        loss = semantic_loss(logits, batch.points.motif, self.lovasz_weight)
+        correct = (logits.argmax(1) == batch.points.motif).sum() / known.clamp(min=1)
+        return Losses(loss * share, {"accuracy": correct * share})
 
     def after_step(self, progress: float) -> None:
         """Nothing to do."""
