@@ -283,6 +283,30 @@ class PointBatch:
         return PointBatch(*(getattr(self, name).to(device) for name in self.__slots__))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ViewBatch:
+    """The views of B events for one step of self-distillation (paper section 3.3.2), each point with its origin.
+
+    An origin is the place that a point had in its event before the augmentation, voxels.
+    """
+
+    teacher: PointBatch  # 2 * B global views, event by event
+    teacher_origin: Tensor  # [N, 3] float32
+    student: PointBatch  # the same views with patches masked, then L local views of each event
+    student_origin: Tensor  # [N', 3] float32
+    masked: Tensor  # [N'] bool, points of the student's views that it does not see
+    draws: Tensor  # [(2 + L) * B, n] float32 in [0, 1): what stochastic depth skips in the student's views
+
+    @property
+    def n_points(self) -> int:
+        """Points of all views."""
+        return len(self.teacher.energy) + len(self.student.energy)
+
+    def to(self, device: torch.device | str) -> "ViewBatch":
+        """The same on another device."""
+        return ViewBatch(*(getattr(self, name).to(device) for name in self.__slots__))
+
+
 @dataclass(frozen=True, slots=True)
 class Particle:
     """One reconstructed particle: the rows of the event whose ``Reconstruction.particle`` is ``id``."""

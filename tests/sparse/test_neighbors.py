@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from larpanda.sparse.neighbors import BITS, neighbor_map
+from larpanda.sparse.neighbors import BITS, nearest, neighbor_map
 
 
 @pytest.mark.parametrize("origin", [0, 2**BITS - 2 - 7], ids=["low corner", "high corner"])
@@ -42,3 +42,37 @@ def test_pairs_by_target(make_cells):
 def test_rejects_cells_it_cannot_index(cell, message):
     with pytest.raises(ValueError, match=message):
         neighbor_map(torch.tensor(cell), torch.zeros(len(cell), dtype=torch.long))
+
+
+@pytest.mark.parametrize("radius", [0.4, 1.0, 3.0])
+def test_the_nearest_place_is_that_of_all_distances(radius):
+    rng = torch.Generator().manual_seed(0)
+    query, place = (torch.rand(n, 3, generator=rng) * 12 - 6 for n in (300, 200))
+    query_group, place_group = (torch.randint(0, 4, (n,), generator=rng) for n in (300, 200))
+    distance = torch.cdist(query.double(), place.double())
+    distance[query_group[:, None] != place_group] = torch.inf
+    least, row = distance.min(1)
+    expected = torch.where(least <= radius, row, -1)
+    assert (expected >= 0).any()
+    assert (expected < 0).any() or radius == 3.0
+    assert torch.equal(nearest(query, query_group, place, place_group, radius), expected)
+
+
+def test_of_equally_near_places_the_first():
+    """On a lattice ties are the rule; a distance of exactly the radius counts."""
+    place = torch.cartesian_prod(*[torch.arange(4.0)] * 3)
+    query = place + 0.5
+    none = torch.zeros(64, dtype=torch.long)
+    distance = torch.cdist(query, place)
+    first = [int((row <= row.min() + 1e-6).nonzero()[0]) for row in distance]
+    assert nearest(query, none, place, none, 2.0).tolist() == first
+    assert nearest(place + torch.tensor([0.0, 0.0, 1.0]), none, place, none, 1.0).min() >= 0
+
+
+def test_nearest_of_nothing():
+    nothing, one = torch.zeros(0, 3), torch.zeros(1, 3)
+    group = torch.zeros(1, dtype=torch.long)
+    assert nearest(nothing, group[:0], one, group, 1.0).shape == (0,)
+    assert nearest(one, group, nothing, group[:0], 1.0).tolist() == [-1]
+    with pytest.raises(ValueError, match="too many to number"):
+        nearest(one, group + 2**40, one + 1e6, group + 2**40, 0.1)

@@ -21,7 +21,7 @@ from larpanda.sparse.curves import ORDERS
 from larpanda.sparse.grid import Cells, coarsen, voxelize
 from larpanda.sparse.kernels import PackedLinear, worth_packing
 from larpanda.sparse.neighbors import KERNEL, NeighborMap, neighbor_map
-from larpanda.sparse.segment import max_runs, spread_runs, take_rows
+from larpanda.sparse.segment import max_runs, spread_runs, sum_groups, take_rows
 
 CURVE_DEPTH = 11  # bits per axis at level 0: the image has 10, and a rotated one still fits 2048 cells
 ENERGY_RANGE_MEV = (0.01, 20.0)  # mapped to -1..1 by the log scale of PoLAr-MAE, which Panda keeps (paper section 3.4)
@@ -141,6 +141,13 @@ class Pyramid:
             if number < len(self.runs):
                 row = self.runs[number] if row is None else self.runs[number][row]
         return result
+
+    def cell_of_points(self, level: int) -> Tensor:
+        """[N] int64: the cell of a level that each point lies in."""
+        cell = self.point_cell
+        for run in self.runs[:level]:
+            cell = run[cell]
+        return cell
 
     def at_points(self, x: Tensor) -> Tensor:
         """Values of level-0 cells [M, C] -> values of the points that were given to the encoder [N, C]."""
@@ -326,9 +333,7 @@ def input_features(batch: PointBatch, point_cell: Tensor, n_cells: int) -> Tenso
         [M, 4] float32: mean position in the image, centred, scaled to the unit ball; log-scaled energy in -1..1.
     """
     columns = torch.cat([batch.position, batch.energy[:, None], torch.ones_like(batch.energy[:, None])], 1)
-    order = point_cell.argsort(stable=True)
-    size = torch.bincount(point_cell, minlength=n_cells)
-    total = torch.segment_reduce(columns[order], "sum", lengths=size, axis=0, unsafe=True)
+    total = sum_groups(columns, point_cell, n_cells)
     low, high = ENERGY_RANGE_MEV
     scaled = 2.0 * torch.log10((total[:, 3] + low) / low) / math.log10((high + low) / low) - 1.0
     return torch.cat([centred(total[:, :3] / total[:, 4:]), scaled[:, None]], 1)

@@ -96,3 +96,55 @@ def _following(key: Tensor) -> tuple[Tensor, Tensor]:
     is_pair[-1] = padded[1 : n + 1] == key + 1
     row[-1] = torch.arange(1, n + 1, device=device)
     return is_pair, row
+
+
+def nearest(query: Tensor, query_group: Tensor, place: Tensor, place_group: Tensor, radius: float) -> Tensor:
+    """Find for each query the nearest place of the same group.
+
+    Args:
+        query: [Q, 3] float.
+        query_group: [Q] int64, not negative.
+        place: [M, 3] float.
+        place_group: [M] int64, not negative.
+        radius: what is further away is not found.
+
+    Returns:
+        [Q] int64: the row of the nearest place (of equally near ones the first), or -1 where none is within the radius.
+
+    Raises:
+        ValueError: groups times cells of the radius are more than an integer holds.
+
+    One sort of the places into cells of the radius and 18 binary searches for each query.
+    """
+    none = torch.full((len(query),), -1, device=query.device)
+    if not len(query) or not len(place):
+        return none
+    low = torch.minimum(query.amin(0), place.amin(0))
+    cell_of_query, cell_of_place = (((x - low) / radius).floor().long() + 1 for x in (query, place))
+    size = torch.maximum(cell_of_query.amax(0), cell_of_place.amax(0)) + 2  # a cell's neighbours are in the box
+    n_groups = int(torch.maximum(query_group.max(), place_group.max())) + 1
+    if n_groups * size.double().prod() >= 2**62:
+        raise ValueError(f"{n_groups} groups of {size.tolist()} cells of {radius:g}: too many to number")
+    step_x, step_y = int(size[1] * size[2]), int(size[2])
+
+    def key(cell: Tensor, group: Tensor) -> Tensor:
+        return ((group * size[0] + cell[:, 0]) * size[1] + cell[:, 1]) * size[2] + cell[:, 2]
+
+    sorted_key, row = key(cell_of_place, place_group).sort(stable=True)
+    column = torch.tensor([x * step_x + y * step_y for x in (-1, 0, 1) for y in (-1, 0, 1)], device=query.device)
+    middle = key(cell_of_query, query_group)[:, None] + column  # [Q, 9]: of three cells each, next to each other
+    first = torch.searchsorted(sorted_key, middle - 1)
+    count = torch.searchsorted(sorted_key, middle + 1, right=True) - first
+    of_column = torch.repeat_interleave(count.flatten())
+    within = (
+        torch.arange(len(of_column), device=query.device) - (count.flatten().cumsum(0) - count.flatten())[of_column]
+    )
+    candidate = row[first.flatten()[of_column] + within]
+    asked = of_column // len(column)
+    squared = (query[asked] - place[candidate]).square().sum(1)
+    best = torch.full((len(query),), radius**2, dtype=squared.dtype, device=query.device)
+    best.scatter_reduce_(0, asked, squared, "amin")
+    wins = squared == best[asked]  # also one at exactly the radius
+    found = torch.full((len(query),), len(place), device=query.device)
+    found.scatter_reduce_(0, asked[wins], candidate[wins], "amin")
+    return torch.where(found < len(place), found, none)

@@ -39,6 +39,12 @@ def sum_runs(x: Tensor, length: Tensor) -> Tensor:
     return torch.segment_reduce(x.contiguous(), "sum", lengths=length, axis=0, unsafe=True)
 
 
+def sum_groups(x: Tensor, group: Tensor, n_groups: int) -> Tensor:
+    """Sum over rows of equal number, in any order. x: [N, C]; group: [N] int64 in 0..M - 1. Returns [M, C]."""
+    order = group.argsort(stable=True)  # so that sums are the same on every device and run
+    return sum_runs(x.index_select(0, order), torch.bincount(group, minlength=n_groups))
+
+
 class _MaxRuns(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, length: Tensor, run: Tensor) -> Tensor:
@@ -87,9 +93,7 @@ class _TakeRows(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (row,) = ctx.saved_tensors
-        order = row.argsort(stable=True)
-        return sum_runs(grad.index_select(0, order), torch.bincount(row, minlength=ctx.n)), None
+        return sum_groups(grad, ctx.saved_tensors[0], ctx.n), None
 
 
 def take_rows(x: Tensor, row: Tensor) -> Tensor:
