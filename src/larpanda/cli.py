@@ -1,6 +1,7 @@
 """The command line: one verb, one function. PyTorch is imported inside the verbs, so that --help is quick.
 
-Results go to stdout, progress to stderr. Exit 0: done; 2: the caller's mistake, in one line; 1: a failure.
+Results go to stdout, progress to stderr. Exit 0: done; 2: the caller's mistake, in one line; 1: a failure;
+3: a run to go on with has checkpoints, but none is whole.
 """
 
 import argparse
@@ -8,6 +9,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -29,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(arguments.verb(arguments))
     except (ValueError, IndexError) as error:
-        return _complain(arguments.name, error, 2)
+        return _complain(arguments.name, error, getattr(error, "exit_code", 2))
     except (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
         return _complain(arguments.name, error, 2)
     except (OSError, FloatingPointError) as error:
@@ -132,7 +134,9 @@ def finetune(arguments: argparse.Namespace) -> int:
     """Train a head, with the encoder, on labels."""
     from larpanda.config import override
     from larpanda.data import open_events
+    from larpanda.parallel import joined, rank
     from larpanda.train.finetune import finetune_semantic
+    from larpanda.train.progress import Progress
     from larpanda.train.recipes import RECIPES
 
     if arguments.recipe not in RECIPES:
@@ -140,16 +144,19 @@ def finetune(arguments: argparse.Namespace) -> int:
     settings = [*arguments.set, *([f"seed={arguments.seed}"] if arguments.seed is not None else [])]
     config = override(RECIPES[arguments.recipe](), settings)
     events = open_events(arguments.data, energy_scale=arguments.energy_scale, voxel_mm=arguments.voxel_mm)
-    bundle = finetune_semantic(
-        events,
-        config,
-        arguments.out,
-        sources=arguments.data,
-        start=None if arguments.start == "scratch" else arguments.start,
-        device=arguments.device,
-        say=(lambda line: None) if arguments.quiet else lambda line: print(line, file=sys.stderr, flush=True),
-    )
-    print(bundle)
+    with joined(arguments.device), closing(Progress(arguments.quiet)) as progress:
+        bundle = finetune_semantic(
+            events,
+            config,
+            arguments.out,
+            sources=arguments.data,
+            start=None if arguments.start == "scratch" else arguments.start,
+            device=arguments.device,
+            say=progress.say,
+            live=progress.live,
+        )
+        if bundle is not None and rank() == 0:
+            print(bundle)
     return 0
 
 

@@ -1,10 +1,14 @@
-"""Files that appear whole or not at all: written under another name beside their own, synced, renamed."""
+"""Files that appear whole or not at all (written under another name beside their own, synced, renamed), and folders
+that one process at a time works in."""
 
 import os
+import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+LOCK = "lock"
 
 
 @contextmanager
@@ -42,3 +46,32 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Refuse if another process is at work in a folder. The system forgets the lock when a process ends, however.
+
+    Raises:
+        ValueError: says which process it is.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with (folder / LOCK).open("a+") as file:  # not "w": it would empty what the other process wrote
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            who = file.read().strip()
+            raise ValueError(
+                f"{folder}: another process is at work here{f' ({who})' if who else ''}; wait for it, or end it"
+            ) from None
+        except OSError:  # a file system without locks: then nobody is protected from the user's own second command
+            pass
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield

@@ -9,9 +9,8 @@ import torch
 
 from larpanda.event import Event
 from larpanda.model.bundle import load_bundle
-from larpanda.train.checkpoint import damage, resume
+from larpanda.train.checkpoint import damage
 from larpanda.train.finetune import finetune_semantic
-from larpanda.train.loop import fit
 from larpanda.train.optim import OptimConfig, learning_rate, make_optimizer
 from larpanda.train.recipes import panda_semantic
 
@@ -101,37 +100,6 @@ def test_another_configuration_in_the_same_folder_is_refused(events, tiny_run, t
     run(events, tiny_run, tmp_path / "run")
     with pytest.raises(ValueError, match="a run of another configuration"):
         run(events, replace(tiny_run, steps=9), tmp_path / "run")
-
-
-def test_what_is_not_finite_is_not_stepped(events, tiny_run, tmp_path):
-    class Poison:
-        def __init__(self, task):
-            self.task, self.model, self.batch = task, task.model, task.batch
-
-        def loss(self, batch, progress):
-            losses = self.task.loss(batch, progress)
-            return replace(losses, total=losses.total * float("nan")) if progress > 0.5 else losses
-
-        def after_step(self, progress):
-            pass
-
-        def evaluate(self):
-            return {}
-
-    from larpanda.model.bundle import Model
-    from larpanda.train.tasks import Semantic
-
-    task = Poison(Semantic(Model(tiny_run.model), tiny_run.augmentation, 0.5, events[5:]))
-    with pytest.raises(FloatingPointError, match="step 5: loss nan"):
-        fit(task, events[:5], tiny_run, _made(tmp_path / "run"), lambda line: None)
-    model = Model(tiny_run.model)
-    assert resume(tmp_path / "run/checkpoints", model, make_optimizer(model, tiny_run.optim), print) == 3
-    assert all(p.isfinite().all() for p in model.parameters())
-
-
-def _made(folder):
-    folder.mkdir()
-    return folder
 
 
 def test_a_run_goes_on_from_a_bundle(events, tiny_run, tmp_path):

@@ -24,11 +24,11 @@ import torch
 from larpanda.data.generate import GeneratedEvents
 from larpanda.data.pilarnet import encode
 from larpanda.data.rows import Row, check_target, read_rows, write_rows
-from larpanda.publish import publish_text
+from larpanda.publish import LOCK, locked, publish_text
 
 Progress = Callable[[str, int, int], None]  # what is going on, events done, of how many
 
-RECORD, LOCK = "run.json", "lock"
+RECORD = "run.json"
 FEWEST, MOST = 16, 256  # events to a chunk: some 5 s of work, which is what a stopped run loses
 EVENT, CHUNK = "event", "chunk"  # what workers tell when it is made
 CHUNKS = 64  # of a smaller run, so that many workers have something to do
@@ -110,7 +110,7 @@ def _joined(chunks: Sequence[_Chunk], tell: Callable[[int], None]) -> Iterator[R
 def _claimed(folder: Path, record: Mapping[str, Any]) -> Iterator[None]:
     """Have a folder for this run alone; it is removed at the end, and after a failure if nothing was made."""
     folder.mkdir(exist_ok=True)
-    with _locked(folder):
+    with locked(folder):
         made = {path.name for path in folder.iterdir()} - {RECORD, LOCK}
         made = {name for name in made if not (name.startswith(".") and name.endswith(".part"))}
         if made and (difference := _difference(folder / RECORD, record)):
@@ -143,24 +143,6 @@ def _difference(path: Path, record: Mapping[str, Any]) -> str:
     if not different:
         return "" if there == here else "other settings"
     return ", ".join(f"{name} {json.dumps(there.get(name))} there, {json.dumps(here[name])} here" for name in different)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Refuse if another process is at work in a folder. The system forgets the lock when a process ends, however."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with (folder / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{folder}: another process is at work here; wait for it, or end it") from None
-        except OSError:  # a file system without locks: then nobody is protected from the user's own second command
-            pass
-        yield
 
 
 def _make_all(chunks: Sequence[_Chunk], workers: int, tell: Callable[[int], None]) -> None:

@@ -49,7 +49,7 @@ def semantic_loss(logits: Tensor, motif: Tensor, lovasz_weight: float) -> Tensor
         A scalar; 0 if no point has a motif.
     """
     known = motif != UNKNOWN
-    logits, motif = logits[known], motif[known]
+    logits, motif = logits[known].float(), motif[known]  # float32 also under autocast
     if not len(motif):
         return logits.sum()
     loss = F.cross_entropy(logits, motif)

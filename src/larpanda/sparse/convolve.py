@@ -69,6 +69,10 @@ def convolve(x: Tensor, kernel: Tensor, neighbors: NeighborMap) -> Tensor:
 
     Source: submanifold sparse convolution, Graham et al. 2018 (arXiv:1711.10275).
     """
+    if torch.is_autocast_enabled(x.device.type):
+        # The products of _Convolve write into memory that is there, which autocast leaves alone, or half of them.
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, kernel = x.to(dtype), kernel.to(dtype)
     result: Tensor = _Convolve.apply(x, kernel, neighbors)  # type: ignore[no-untyped-call]
     return result
 

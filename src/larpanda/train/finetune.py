@@ -1,6 +1,5 @@
 """A fine-tuning run: its folder, its first weights, and the bundle and card it ends with."""
 
-import json
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -13,10 +12,10 @@ import torch
 from larpanda import __version__
 from larpanda.event import Event
 from larpanda.model.bundle import Model, load_bundle, save_bundle
-from larpanda.parallel import pick_device
-from larpanda.publish import publish_text
+from larpanda.parallel import joined, on_first, rank
 from larpanda.train.loop import fit
 from larpanda.train.recipes import FinetuneConfig
+from larpanda.train.run import claimed
 from larpanda.train.tasks import Semantic
 
 
@@ -29,8 +28,11 @@ def finetune_semantic(
     start: str | None,
     device: str = "auto",
     say: Callable[[str], None],
-) -> Path:
+    live: Callable[[str], None] | None = None,
+) -> Path | None:
     """Train the encoder and a semantic head on labels, from random weights or from a bundle.
+
+    Started by torchrun, the processes share the work.
 
     Args:
         events: with truth; the last ``config.validation_events`` are for validation.
@@ -41,9 +43,10 @@ def finetune_semantic(
         start: a bundle whose encoder (and semantic head, if it has one) to begin with; None: random weights.
         device: ``auto``, ``cpu`` or ``cuda``.
         say: takes one line of progress.
+        live: takes one line after each step, to show until the next.
 
     Returns:
-        The folder of the bundle.
+        The folder of the bundle; None if a signal asked the run to stop, which is saved and can go on.
 
     Raises:
         ValueError: too few events, events without truth, or a run folder of another configuration.
@@ -65,17 +68,21 @@ def finetune_semantic(
         "from": start or "scratch",
         "larpanda": __version__,
     }
-    _claim(run, record)
-    bundle = run / "bundle"
-    if bundle.exists():
-        say(f"{run}: this run has ended already")
-        return bundle
-    task = Semantic(model.to(pick_device(device)), config.augmentation, config.lovasz_weight, events[n_train:])
-    started = time.monotonic()
-    fit(task, events[:n_train], config, run, say)
-    say(f"{(time.monotonic() - started) / 60:.1f} minutes")
-    validation = task.evaluate()
-    save_bundle(bundle, model, {**record, "validation": dict(validation)}, _card(record, validation), half=True)
+    with joined(device) as where, claimed(run, record):
+        if rank() > 0:
+            say, live = (lambda line: None), None
+        bundle = run / "bundle"
+        if on_first(bundle.exists):
+            say(f"{run}: this run has ended already")
+            return bundle
+        task = Semantic(model.to(where), config.augmentation, config.lovasz_weight, events[n_train:])
+        started = time.monotonic()
+        if not fit(task, events[:n_train], config, run, say, live):
+            return None
+        say(f"{(time.monotonic() - started) / 60:.1f} minutes")
+        validation = task.evaluate()
+        provenance = {**record, "validation": dict(validation)}
+        on_first(lambda: save_bundle(bundle, model, provenance, _card(record, validation), half=True))
     return bundle
 
 
@@ -90,17 +97,6 @@ def _first_model(config: FinetuneConfig, start: str | None) -> tuple[Model, Fine
         model = Model(config.model)
         model.load_state_dict(bundle.model.state_dict(), strict=bundle.model.semantic is not None)
         return model, config
-
-
-def _claim(run: Path, record: dict[str, Any]) -> None:
-    """Write the record of a new run, or check that the folder's run is this one."""
-    path = run / "config.json"
-    text = json.dumps(record, indent=2) + "\n"
-    if path.exists():
-        if json.loads(path.read_text()) != json.loads(text):
-            raise ValueError(f"{path}: a run of another configuration or data; choose another --out or remove it")
-    else:
-        publish_text(path, text)
 
 
 def _card(record: dict[str, Any], validation: Any) -> str:

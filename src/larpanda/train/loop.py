@@ -1,95 +1,189 @@
-"""fit(): the one training loop. Step, log, evaluate, save; started again, it goes on where it was, bit for bit."""
+"""fit(): the one training loop. Step, log, evaluate, save; started again, it goes on where it was, bit for bit.
 
-import json
+What a step does is a function of its number and the weights: learning rate, weight decay, the order of events, views,
+and what the model skips. So the state of a run is its weights, the optimizer's moments, and a few numbers. The same
+code runs in one process or in the several of a torchrun (``parallel.joined``): each takes its share of the batch,
+losses and gradients are sums over them, and only the first writes and speaks.
+"""
+
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from larpanda.data.stream import Stream
 from larpanda.event import Event
-from larpanda.publish import publish_text
-from larpanda.train.checkpoint import resume, save_checkpoint
-from larpanda.train.optim import learning_rate, make_optimizer, set_learning_rate
-from larpanda.train.recipes import FinetuneConfig
-from larpanda.train.tasks import B, Task
+from larpanda.parallel import on_first, rank, sum_gradients, total, world
+from larpanda.train.checkpoint import Checkpoints, State, share_state
+from larpanda.train.fault import fault_point
+from larpanda.train.journal import Journal, Value
+from larpanda.train.loader import Share, inputs
+from larpanda.train.optim import learning_rate, make_optimizer, set_learning_rate, set_weight_decay, weight_decay
+from larpanda.train.run import RunConfig, config_hash
+from larpanda.train.stop import stop_signals
+from larpanda.train.tasks import B, Losses, Task
 
 SAY_EVERY = 50
+MOST_SKIPPED = 3  # steps in a row that are not finite, before the run gives up
 
 
-def fit(task: Task[B], events: Sequence[Event], config: FinetuneConfig, run: Path, say: Callable[[str], None]) -> None:
+def fit(
+    task: Task[B],
+    events: Sequence[Event],
+    config: RunConfig,
+    run: Path,
+    say: Callable[[str], None],
+    live: Callable[[str], None] | None = None,
+) -> bool:
     """Train until ``config.steps``, from the newest checkpoint of the run if there is one.
+
+    Checkpoints are the newest few and the best: the one after which the first number that ``task.evaluate`` names was
+    highest. ``task.evaluate`` is called in every process of the run.
 
     Args:
         task: what to learn; its model is changed in place.
         events: to train on.
         config: steps, sizes, seed.
-        run: folder for metrics.jsonl and checkpoints/.
+        run: folder for metrics.jsonl and checkpoints/, which exists and is claimed (``run.claimed``).
         say: takes one line of progress.
+        live: takes one line after each step, to show until the next; without it a line is said every 50 steps.
+
+    Returns:
+        True at the end; False if SIGTERM or SIGUSR1 asked to stop: the run is saved and can go on.
 
     Raises:
-        FloatingPointError: loss or gradient is not finite; the step is not taken, the last checkpoint is good.
-        ValueError: the checkpoints of the run are damaged.
+        FloatingPointError: loss or gradient was not finite in 3 steps in a row; none of them was taken.
+        NoCheckpointError: all checkpoints of the run are damaged.
+        ValueError: fewer events in a batch than processes, or a checkpoint that does not fit.
+        OSError: the last checkpoint cannot be written, or an event cannot be read.
     """
-    stream = Stream(len(events), config.batch_events, config.seed)
+    if config.batch_events < world():
+        raise ValueError(
+            f"batch_events is {config.batch_events} and {world()} processes train; expected an event for each at least"
+        )
+    if rank() > 0:
+        say, live = _silent, None
     optimizer = make_optimizer(task.model, config.optim)
-    device = next(task.model.parameters()).device
-    checkpoints = run / "checkpoints"
-    begin = resume(checkpoints, task.model, optimizer, say)
+    checkpoints = Checkpoints(run / "checkpoints", config_hash(config), say)
+    state = on_first(lambda: checkpoints.resume(task.model, optimizer))
+    share_state(task.model, optimizer)
+    begin = state.step
     if begin:
         say(f"going on from step {begin}")
-    metrics = run / "metrics.jsonl"
-    _forget_after(metrics, begin)
+    journal = Journal(run, begin, say, config.tensorboard)
+    stream = Stream(len(events), config.batch_events, config.seed)
+    share = Share(events, stream, task.batch, config.steps, rank(), world())
     started = time.monotonic()
-    for step in range(begin, config.steps):
-        progress = step / config.steps
-        ordinals = stream.ordinals(step)
-        rngs = [stream.generator(step, place) for place in range(len(ordinals))]
-        batch = task.batch([events[int(i)] for i in ordinals], rngs, progress).to(device)
-        rate = learning_rate(config.optim, progress)
-        set_learning_rate(optimizer, rate)
-        optimizer.zero_grad()
-        losses = task.loss(batch, progress)
-        losses.total.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(task.model.parameters(), config.optim.clip)
-        if not torch.isfinite(losses.total) or not torch.isfinite(norm):
-            raise FloatingPointError(
-                f"step {step}: loss {losses.total.item():g}, gradient {norm.item():g}, "
-                f"events {ordinals.tolist()}; not stepped, {checkpoints} has the last good state"
+    with stop_signals() as stop, closing(inputs(share, begin, config.workers)) as batches:
+        fault_point("begin", begin)
+        for step in range(begin, config.steps):
+            progress, done, clock = step / config.steps, step + 1, time.monotonic()
+            batch = next(batches)
+            mine = {"waited": (time.monotonic() - clock) / world(), "points": batch.n_points, "stop": stop.asked}
+            rate, decay = learning_rate(config.optim, progress), weight_decay(config.optim, progress)
+            set_learning_rate(optimizer, rate)
+            set_weight_decay(optimizer, decay)
+            losses, norm = _backward(task, batch, progress, optimizer, config)
+            summed = _summed(losses, {**mine, "gradient": norm / world()})
+            finite = math.isfinite(summed["loss"]) and math.isfinite(summed["gradient"])  # the same in all processes
+            if finite:  # a branch: NaN times zero is NaN
+                optimizer.step()
+                task.after_step(progress)
+            state = replace(
+                state,
+                step=done,
+                skipped=state.skipped + (not finite),
+                in_a_row=0 if finite else state.in_a_row + 1,
+                score=None,
             )
-        optimizer.step()
-        task.after_step(progress)
-        done = step + 1
-        record: dict[str, Any] = {"step": done, "loss": losses.total.item(), "lr": rate}
-        record |= {name: value.item() for name, value in losses.parts.items()}
-        record["seconds"] = round((time.monotonic() - started) / (done - begin), 4)  # per step, since the start
-        _append(metrics, record)
-        if done % SAY_EVERY == 0:
-            say(f"step {done}/{config.steps}  loss {record['loss']:.4f}  {record['seconds']:.2f} s a step")
-        if done % config.evaluate_every == 0 or done == config.steps:
-            result = task.evaluate()
-            _append(metrics, {"step": done, **{f"validation_{key}": value for key, value in result.items()}})
-            say(f"step {done}/{config.steps}  " + "  ".join(f"{key} {value:.4f}" for key, value in result.items()))
-        if done % config.save_every == 0 or done == config.steps:
-            save_checkpoint(checkpoints, done, task.model, optimizer)
+            fault_point("step", done)
+            seconds = time.monotonic() - clock
+            to_go = (time.monotonic() - started) / (done - begin) * (config.steps - done)
+            record: dict[str, Value] = {
+                "step": done,
+                "loss": summed["loss"],
+                **{name: summed[name] for name in losses.parts},
+                "lr": rate,
+                "weight_decay": decay,
+                "gradient": summed["gradient"],
+                "skipped": state.skipped,
+                "seconds": round(seconds, 4),
+                "waited": round(summed["waited"] / seconds, 4),
+                "events_per_s": round(config.batch_events / seconds, 2),
+                "points_per_s": round(summed["points"] / seconds, 1),
+                "eta_s": round(to_go, 1),
+            }
+            if finite:
+                journal.write(record)
+            else:
+                ordinals = stream.ordinals(step).tolist()
+                journal.write({**record, "events": ordinals})
+                trouble = f"step {step}: loss {summed['loss']:g}, gradient {summed['gradient']:g}, events {ordinals}"
+                if state.in_a_row == MOST_SKIPPED:
+                    raise FloatingPointError(
+                        f"{trouble}; {MOST_SKIPPED} steps in a row are not finite and none was taken, "
+                        f"{checkpoints.folder} has the last good state"
+                    )
+                say(f"{trouble}; not taken ({state.skipped} so far)")
+            line = f"step {done}/{config.steps}  loss {summed['loss']:.4f}  {seconds:.2f} s a step"
+            if live is not None:
+                live(f"{line}  {timedelta(seconds=round(to_go))} to go")
+            elif done % SAY_EVERY == 0:
+                say(f"{line}  {timedelta(seconds=round(to_go))} to go")
+            if done % config.evaluate_every == 0 or done == config.steps:
+                result = task.evaluate()
+                state = _scored(state, result)
+                journal.write({"step": done, **{f"validation_{key}": value for key, value in result.items()}})
+                say(f"step {done}/{config.steps}  " + "  ".join(f"{key} {value:.4f}" for key, value in result.items()))
+            stopping = summed["stop"] > 0 and done < config.steps
+            last = stopping or done == config.steps
+            if last or done % config.save_every == 0:
+                journal.sync()
+                now = state
+                on_first(lambda: checkpoints.save(now, task.model, optimizer, last))  # noqa: B023, it is called here
+            if stopping:
+                say(f"step {done}/{config.steps}: stopped by a signal and saved; the same command goes on from there")
+                break
+    journal.close()
+    return state.step == config.steps
 
 
-def _append(path: Path, record: Mapping[str, Any]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(record) + "\n")
+def _backward(
+    task: Task[B], batch: B, progress: float, optimizer: torch.optim.Optimizer, config: RunConfig
+) -> tuple[Losses, Tensor]:
+    """The losses of this process's share, and the norm of the whole batch's gradient, which is left clipped."""
+    device = next(task.model.parameters()).device
+    autocast = config.autocast and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    optimizer.zero_grad()
+    with torch.autocast(device.type, torch.bfloat16, enabled=autocast):  # bfloat16 needs no scaling of the loss
+        losses = task.loss(batch.to(device), progress)
+    losses.total.backward()  # type: ignore[no-untyped-call]
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    sum_gradients(trained)
+    return losses, torch.nn.utils.clip_grad_norm_(trained, config.optim.clip)
 
 
-def _forget_after(path: Path, step: int) -> None:
-    """Drop the log of steps that will be taken again."""
-    if path.exists():
-        lines = [line for line in path.read_text().splitlines(keepends=True) if _step_of(line) <= step]
-        publish_text(path, "".join(lines))
+def _summed(losses: Losses, others: Mapping[str, Tensor | float]) -> dict[str, float]:
+    """Everything that is logged or decided on, summed over the processes: one exchange, one wait for the device."""
+    values = {"loss": losses.total, **losses.parts, **others}
+    device = losses.total.device
+    tensors = [torch.as_tensor(value, dtype=torch.float64, device=device).detach() for value in values.values()]
+    return dict(zip(values, total(torch.stack(tensors)).tolist(), strict=True))
 
 
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except ValueError:  # a last line cut short by a kill
-        return float("inf")
+def _scored(state: State, result: Mapping[str, float]) -> State:
+    """The state after a validation. Its first number tells which weights are best; NaN is never best."""
+    score = next(iter(result.values()), math.nan)
+    if not math.isfinite(score):
+        return state
+    return replace(state, score=float(score), best=max(float(score), -math.inf if state.best is None else state.best))
+
+
+def _silent(_: str) -> None:
+    pass

@@ -25,10 +25,18 @@ class FinetuneConfig:
     save_every: int = 500
     evaluate_every: int = 500
     seed: int = 0
+    workers: int = 0
+    """Processes that make batches ahead; the result does not depend on them."""
+    autocast: bool = True
+    """Compute in bfloat16 where it is safe, on CUDA devices that can."""
+    tensorboard: bool = False
+    """Write TensorBoard's files beside metrics.jsonl."""
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_events, self.save_every, self.evaluate_every, self.validation_events) < 1:
             raise ValueError("steps, batch_events, save_every, evaluate_every and validation_events must be at least 1")
+        if self.workers < 0:
+            raise ValueError(f"workers is {self.workers}; expected 0 or more")
 
 
 def panda_semantic() -> FinetuneConfig:
