@@ -24,7 +24,7 @@ SEED = 150
 
 def seconds(out: Path, events: int, workers: int, cache: Path | None = None) -> float:
     """Wall-clock time of `larpanda generate`."""
-    command = [sys.executable, "-m", "larpanda.cli", "generate", str(out), "--events", str(events), "--seed", str(SEED)]
+    command = [sys.executable, "-m", "larpanda", "generate", str(out), "--events", str(events), "--seed", str(SEED)]
     environment = os.environ | ({"NUMBA_CACHE_DIR": str(cache)} if cache else {})
     start = time.perf_counter()
     subprocess.run(

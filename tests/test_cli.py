@@ -294,7 +294,7 @@ def test_a_folder_that_cannot_be_written_to(small, tmp_path):
     """As a user without rights: root is let down to one."""
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o555)
-    command = [sys.executable, "-m", "larpanda.cli", "reconstruct", str(small), "--out", str(locked / "out")]
+    command = [sys.executable, "-m", "larpanda", "reconstruct", str(small), "--out", str(locked / "out")]
     if os.geteuid() == 0:
         for folder in [tmp_path, *list(tmp_path.parents)[:2]]:
             folder.chmod(folder.stat().st_mode | 0o055)

@@ -7,7 +7,7 @@ import pytest
 
 from larpanda.config import config_from_json, override
 from larpanda.model.bundle import ModelConfig
-from larpanda.train.recipes import RECIPES, nano_semantic
+from larpanda.train.recipes import FINETUNE, PRETRAIN, nano_semantic
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def test_nested_values_become_dataclasses_and_tuples():
     assert config_from_json(Robot, {"legs": [], "tail": None, "place": [1, 2]}, "x") == Robot((), place=(1.0, 2.0))
 
 
-@pytest.mark.parametrize("recipe", RECIPES.values())
+@pytest.mark.parametrize("recipe", [*FINETUNE.values(), *PRETRAIN.values()])
 def test_a_recipe_comes_back_from_its_values(recipe):
     assert config_from_json(type(recipe()), asdict(recipe()), "here") == recipe()
     assert config_from_json(ModelConfig, {}, "here") == ModelConfig()

@@ -130,6 +130,36 @@ def view(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def pretrain(arguments: argparse.Namespace) -> int:
+    """Train an encoder without labels, by self-distillation."""
+    from larpanda.config import override
+    from larpanda.data import open_events
+    from larpanda.parallel import joined, rank
+    from larpanda.train.pretrain import pretrain as learn
+    from larpanda.train.progress import Progress
+    from larpanda.train.recipes import PRETRAIN
+
+    config = override(_recipe(PRETRAIN, arguments)(), _settings(arguments))
+    scale = {"energy_scale": arguments.energy_scale, "voxel_mm": arguments.voxel_mm}
+    events = open_events(arguments.data, truth=False, **scale)
+    probe_events = open_events(arguments.probe, **scale) if arguments.probe else ()
+    with joined(arguments.device), closing(Progress(arguments.quiet)) as progress:
+        bundle = learn(
+            events,
+            config,
+            arguments.out,
+            sources=arguments.data,
+            probe_events=probe_events,
+            probe_sources=arguments.probe,
+            device=arguments.device,
+            say=progress.say,
+            live=progress.live,
+        )
+        if bundle is not None and rank() == 0:
+            print(bundle)
+    return 0
+
+
 def finetune(arguments: argparse.Namespace) -> int:
     """Train a head, with the encoder, on labels."""
     from larpanda.config import override
@@ -137,12 +167,9 @@ def finetune(arguments: argparse.Namespace) -> int:
     from larpanda.parallel import joined, rank
     from larpanda.train.finetune import finetune_semantic
     from larpanda.train.progress import Progress
-    from larpanda.train.recipes import RECIPES
+    from larpanda.train.recipes import FINETUNE
 
-    if arguments.recipe not in RECIPES:
-        raise ValueError(f"--recipe {arguments.recipe}: no such recipe; there are {', '.join(RECIPES)}")
-    settings = [*arguments.set, *([f"seed={arguments.seed}"] if arguments.seed is not None else [])]
-    config = override(RECIPES[arguments.recipe](), settings)
+    config = override(_recipe(FINETUNE, arguments)(), _settings(arguments))
     events = open_events(arguments.data, energy_scale=arguments.energy_scale, voxel_mm=arguments.voxel_mm)
     with joined(arguments.device), closing(Progress(arguments.quiet)) as progress:
         bundle = finetune_semantic(
@@ -248,6 +275,16 @@ def _load(bundle: str, arguments: argparse.Namespace) -> "Reconstructor":
     return model
 
 
+def _recipe(recipes: dict[str, Callable[[], Item]], arguments: argparse.Namespace) -> Callable[[], Item]:
+    if arguments.recipe not in recipes:
+        raise ValueError(f"--recipe {arguments.recipe}: no such recipe; there are {', '.join(recipes)}")
+    return recipes[arguments.recipe]
+
+
+def _settings(arguments: argparse.Namespace) -> list[str]:
+    return [*arguments.set, *([f"seed={arguments.seed}"] if arguments.seed is not None else [])]
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {_one_line(message)}; see {self.prog} --help\n")
@@ -298,6 +335,23 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--preset", default="pilarnet", help="what is in an event: a name, or a YAML file (pilarnet)")
     one.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="e.g. rain.particles=4,8")
     one.add_argument("--workers", type=_number, default=1, help="processes; the events do not depend on them (1)")
+
+    one = verb(
+        "pretrain",
+        pretrain,
+        "larpanda pretrain events.h5 --out run --probe labelled.h5\n  torchrun --nproc-per-node 8 "
+        "-m larpanda pretrain train/ --recipe panda_pretrain --out run",
+    )
+    one.add_argument("data", nargs="+", metavar="DATA", help="event files, folders, globs, or generate:PRESET")
+    one.add_argument("--out", type=Path, required=True, metavar="RUN", help="run folder; goes on if it has checkpoints")
+    one.add_argument("--recipe", default="nano_pretrain", help="nano_pretrain (default) or panda_pretrain")
+    one.add_argument(
+        "--probe", nargs="+", default=[], metavar="DATA", help="events with truth for a linear probe (none)"
+    )
+    one.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="e.g. optim.lr=1e-3, steps=500")
+    one.add_argument("--seed", type=int, help="of the weights, the order of events and the views (0)")
+    device(one)
+    reading(one)
 
     one = verb(
         "finetune",
@@ -461,7 +515,3 @@ def _one_line(error: object) -> str:
 def _complain(name: str, error: object, code: int) -> int:
     print(f"larpanda {name}: {_one_line(error)}", file=sys.stderr)
     return code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

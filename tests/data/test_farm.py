@@ -158,7 +158,7 @@ def wait_for(condition):
 def test_ctrl_c_ends_every_process(tmp_path):
     """As a terminal sends it: to all processes of the command."""
     path = tmp_path / "out.parquet"
-    command = [sys.executable, "-m", "larpanda.cli", "generate", str(path), "--events", "1000000", "--workers", "2"]
+    command = [sys.executable, "-m", "larpanda", "generate", str(path), "--events", "1000000", "--workers", "2"]
     process = subprocess.Popen(
         [*command, "--preset", "single:proton"], stderr=subprocess.PIPE, text=True, start_new_session=True
     )

@@ -1,12 +1,19 @@
 """Recipes: functions that return the whole configuration of a run. panda_* are the paper's; nano_* fit two cores."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from larpanda.data.views import Augmentation
+from larpanda.data.views import Augmentation, ViewConfig
+from larpanda.event import MIN_ENERGY_MEV
 from larpanda.model.backbone import DecoderConfig, EncoderConfig
 from larpanda.model.bundle import ModelConfig
+from larpanda.model.distill import DistillConfig
 from larpanda.model.semantic import SemanticConfig
 from larpanda.train.optim import OptimConfig
+from larpanda.train.probing import ProbeConfig
+
+# Wide where cells are few: level 0 holds half of all cells and would take most of the time.
+# A layer scale of 1e-5 leaves attention switched off in a few thousand steps.
+NANO_ENCODER = EncoderConfig((16, 32, 64, 96, 128), (1, 1, 1, 2, 1), window=128, layer_scale=0.1, drop_path=0.0)
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,79 @@ class FinetuneConfig:
             raise ValueError(f"workers is {self.workers}; expected 0 or more")
 
 
+@dataclass(frozen=True)
+class PretrainConfig:
+    """A run that learns without labels (paper sections 3.3 to 3.5)."""
+
+    encoder: EncoderConfig
+    steps: int
+    batch_events: int
+    optim: OptimConfig
+    views: ViewConfig = field(default_factory=ViewConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    min_energy_mev: float = MIN_ENERGY_MEV
+    """The model sees voxels above this."""
+    save_every: int = 500
+    evaluate_every: int = 1000
+    """Steps from one linear probe to the next."""
+    seed: int = 0
+    workers: int = 0
+    """Processes that make batches ahead; the result does not depend on them."""
+    autocast: bool = True
+    """Compute in bfloat16 where it is safe, on CUDA devices that can."""
+    tensorboard: bool = False
+    """Write TensorBoard's files beside metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch_events, self.save_every, self.evaluate_every) < 1:
+            raise ValueError("steps, batch_events, save_every and evaluate_every must be at least 1")
+        if self.workers < 0:
+            raise ValueError(f"workers is {self.workers}; expected 0 or more")
+        if not self.encoder.mask_token:
+            raise ValueError("pre-training masks points: encoder.mask_token must be true")
+
+
+def panda_pretrain() -> PretrainConfig:
+    """Pre-training of the 91 M encoder: needs GPUs. Every number of the paper; what it leaves open is as released."""
+    return PretrainConfig(
+        encoder=EncoderConfig(mask_token=True),  # sections 3.1.2 and 3.5
+        steps=208_333,  # 10 M event-samples at batch 48, section 3.5
+        batch_events=48,
+        optim=OptimConfig(
+            lr=2.6e-3,  # section 3.5, as all of these
+            warmup=0.05,
+            final_lr=1e-3,
+            weight_decay=0.04,
+            final_weight_decay=0.20,
+            betas=(0.9, 0.999),  # the released code lets the first cycle between 0.85 and 0.95
+            layer_decay=0.9,
+            clip=3.0,  # released configuration
+        ),
+        views=ViewConfig(),  # section 3.3.2
+        distill=DistillConfig(),  # sections 3.3.1 and 3.3.3
+        save_every=1000,
+        evaluate_every=5000,
+        workers=4,
+    )
+
+
+def nano_pretrain() -> PretrainConfig:
+    """The encoder of `nano_semantic`, pre-trained on two CPU cores. Settings found by trial: docs/lab-notes.md."""
+    return PretrainConfig(
+        encoder=replace(NANO_ENCODER, mask_token=True),
+        steps=5000,
+        batch_events=8,
+        optim=OptimConfig(lr=2e-3, weight_decay=0.04, final_weight_decay=0.20, clip=3.0),
+        views=ViewConfig(n_local=4, max_points=1500, quarter_turns=True, position_jitter=0.0),
+        distill=DistillConfig(
+            prototypes=256, width=64, hidden=256, teacher_temperature=(0.04, 0.04), momentum=(0.99, 1.0)
+        ),
+        save_every=250,
+        evaluate_every=500,
+    )
+
+
 def panda_semantic() -> FinetuneConfig:
     """Semantic fine-tuning of the 91 M encoder with its decoder (paper sections 3.2, 3.5): needs GPUs."""
     return FinetuneConfig(
@@ -55,9 +135,7 @@ def nano_semantic() -> FinetuneConfig:
     """A model of 2 M weights, trained from scratch on two CPU cores within an hour."""
     return FinetuneConfig(
         model=ModelConfig(
-            # Wide where cells are few: level 0 holds half of all cells and would take most of the time.
-            # A layer scale of 1e-5 leaves attention switched off in a few thousand steps.
-            EncoderConfig((16, 32, 64, 96, 128), (1, 1, 1, 2, 1), window=128, layer_scale=0.1, drop_path=0.0),
+            NANO_ENCODER,
             SemanticConfig(DecoderConfig((16, 32, 48, 64), (1, 1, 1, 1))),
         ),
         steps=2200,
@@ -68,4 +146,5 @@ def nano_semantic() -> FinetuneConfig:
     )
 
 
-RECIPES = {"nano_semantic": nano_semantic, "panda_semantic": panda_semantic}
+FINETUNE = {"nano_semantic": nano_semantic, "panda_semantic": panda_semantic}
+PRETRAIN = {"nano_pretrain": nano_pretrain, "panda_pretrain": panda_pretrain}

@@ -9,12 +9,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from larpanda.data.views import Augmentation, augment
+from larpanda.data.views import Augmentation, ViewConfig, augment, make_views, pack_views
 from larpanda.evaluate.segmentation import confusion, segmentation
-from larpanda.event import UNKNOWN, Event, Motif, PointBatch
+from larpanda.event import UNKNOWN, Event, Motif, PointBatch, ViewBatch
 from larpanda.model.bundle import Model
+from larpanda.model.distill import SelfDistillation
 from larpanda.model.semantic import semantic_loss
-from larpanda.parallel import total
+from larpanda.parallel import total, world
+from larpanda.train.probing import ProbeConfig, probe_motifs
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,75 @@ class Semantic:
         """Macro F1 and F1 per motif over the validation events."""
         result = segmentation([motif_table(self.model, event) for event in self.validation])
         return {"macro_f1": result.macro_f1, **{f"f1_{m.name.lower()}": float(result.f1[m]) for m in Motif}}
+
+
+@dataclass(frozen=True)
+class ViewBatches:
+    """Makes the views of a step (paper section 3.3.2)."""
+
+    views: ViewConfig
+    min_energy_mev: float
+    n_draws: int  # for each view that the student sees
+
+    def __call__(self, events: Sequence[Event], rngs: Sequence[np.random.Generator], progress: float) -> ViewBatch:
+        """Cut views out of what the model would see of each event."""
+        made, draws = [], []
+        for event, rng in zip(events, rngs, strict=True):
+            made.append(make_views(event.visible(self.min_energy_mev)[0], self.views, progress, rng))
+            draws.append(torch.from_numpy(rng.random((2 + self.views.n_local, self.n_draws), np.float32)))
+        # as pack_views lays the student's views: the global ones of all events first
+        return pack_views(made, torch.cat([draw[:2] for draw in draws] + [draw[2:] for draw in draws]))
+
+
+class Pretrain:
+    """Self-distillation without labels (paper section 3.3); the linear probe alone looks at truth."""
+
+    def __init__(
+        self,
+        model: SelfDistillation,
+        views: ViewConfig,
+        min_energy_mev: float,
+        probe: ProbeConfig,
+        probe_events: Sequence[Event] = (),
+        seed: int = 0,
+    ) -> None:
+        """Learn from charge alone. probe_events: with truth, ``probe.n_events`` of them; none: no probe."""
+        self.model, self.views, self.min_energy_mev = model, views, min_energy_mev
+        self.probe, self.probe_events, self.seed = probe, probe_events, seed
+        self.batch = ViewBatches(views, min_energy_mev, model.student.encoder.n_draws)
+
+    def loss(self, batch: ViewBatch, progress: float) -> Losses:
+        """The paper's loss, and what tells whether it collapses (section 3.3.3)."""
+        temperature = self.model.config.temperature_at(progress)
+        done = self.model(batch, temperature)
+        names = ("local", "mask", "entropy", "kl", "matched_local", "matched_mask", "usage", "perplexity")
+        parts = {name: getattr(done, name).detach() for name in names}
+        if self.model.config.swap_weight:
+            parts["swap"] = done.swap.detach()
+        parts |= {f"spread_{level}": value for level, value in enumerate(done.spread)}
+        size, ratio = self.views.patch(progress)
+        known = {"temperature": temperature, "mask_voxels": size, "mask_ratio": ratio}
+        known["momentum"] = self.model.config.momentum_at(progress)
+        parts |= {name: done.loss.new_tensor(value / world()) for name, value in known.items()}
+        return Losses(done.loss, parts)
+
+    def after_step(self, progress: float) -> None:
+        """The teacher follows."""
+        self.model.update_teacher(self.model.config.momentum_at(progress))
+
+    def evaluate(self) -> Mapping[str, float]:
+        """Macro F1 and F1 per motif of a linear probe on the teacher's features; nothing without its events."""
+        if not self.probe_events:
+            return {}
+        a, b = self.probe.train_events, self.probe.train_events + self.probe.choose_events
+        train, choose, test = (
+            self.probe_events[rows] for rows in (slice(a), slice(a, b), slice(b, self.probe.n_events))
+        )
+        result, penalty = probe_motifs(
+            self.model.teacher.encoder, train, choose, test, self.min_energy_mev, self.probe.points, self.seed
+        )
+        scores = {f"f1_{m.name.lower()}": float(result.f1[m]) for m in Motif}
+        return {"macro_f1": result.macro_f1, **scores, "probe_penalty": penalty}
 
 
 @torch.no_grad()

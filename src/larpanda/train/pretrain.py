@@ -1,0 +1,124 @@
+"""A pre-training run: its folder, its first weights, and the encoder it ends with."""
+
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from larpanda import __version__
+from larpanda.event import Event
+from larpanda.model.bundle import Model, ModelConfig, save_bundle
+from larpanda.model.distill import SelfDistillation
+from larpanda.parallel import joined, on_first, rank
+from larpanda.train.loop import fit
+from larpanda.train.recipes import PretrainConfig
+from larpanda.train.run import claimed
+from larpanda.train.tasks import Pretrain
+
+
+def pretrain(
+    events: Sequence[Event],
+    config: PretrainConfig,
+    run: Path,
+    *,
+    sources: Sequence[str],
+    probe_events: Sequence[Event] = (),
+    probe_sources: Sequence[str] = (),
+    device: str = "auto",
+    say: Callable[[str], None],
+    live: Callable[[str], None] | None = None,
+) -> Path | None:
+    """Learn an encoder from charge alone (paper sections 3.3 to 3.5). Started by torchrun, processes share the work.
+
+    Args:
+        events: their truth, if they have any, is not looked at.
+        config: of the whole run.
+        run: folder for config.json, metrics.jsonl, checkpoints/ and bundle/. If it has checkpoints of the same
+            configuration the run goes on from the newest.
+        sources: where the events come from, for the record.
+        probe_events: with truth, for the linear probe; none: no probe.
+        probe_sources: where those come from, for the record.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        say: takes one line of progress.
+        live: takes one line after each step, to show until the next.
+
+    Returns:
+        The folder of the bundle, which holds the teacher's encoder; None if a signal asked the run to stop, which is
+        saved and can go on.
+
+    Raises:
+        ValueError: too few events, for training or for the probe, or a run folder of another configuration.
+    """
+    if not len(events):
+        raise ValueError(f"{', '.join(sources)}: no events to learn from")
+    if probe_events and len(probe_events) < config.probe.n_events:
+        raise ValueError(
+            f"{', '.join(probe_sources)}: {len(probe_events)} events; the probe takes {config.probe.n_events} "
+            "(probe.train_events, choose_events and test_events)"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = SelfDistillation(config.encoder, config.distill)
+    record = {
+        "task": "pretrain",
+        "config": asdict(config),
+        "data": list(sources),
+        "events": len(events),
+        "probe": list(probe_sources),
+        "larpanda": __version__,
+    }
+    with joined(device) as where, claimed(run, record):
+        if rank() > 0:
+            say, live = (lambda line: None), None
+        bundle = run / "bundle"
+        if on_first(bundle.exists):
+            say(f"{run}: this run has ended already")
+            return bundle
+        task = Pretrain(
+            model.to(where), config.views, config.min_energy_mev, config.probe, probe_events, seed=config.seed
+        )
+        started = time.monotonic()
+        if not fit(task, events, config, run, say, live):
+            return None
+        say(f"{(time.monotonic() - started) / 60:.1f} minutes")
+        scores = task.evaluate()
+        on_first(lambda: save_teacher(bundle, model, config, {**record, "probe_scores": dict(scores)}))
+    return bundle
+
+
+def save_teacher(folder: Path, model: SelfDistillation, config: PretrainConfig, record: Mapping[str, Any]) -> None:
+    """Write the teacher's encoder as a bundle without heads; it has no mask vector, which only the student needs."""
+    encoder = replace(config.encoder, mask_token=False)
+    result = Model(ModelConfig(encoder, min_energy_mev=config.min_energy_mev))
+    weights = model.teacher.encoder.state_dict()
+    result.encoder.load_state_dict({name: value for name, value in weights.items() if name != "mask_token"})
+    save_bundle(folder, result, record, _card(record), half=True)
+
+
+def _card(record: Mapping[str, Any]) -> str:
+    config, scores = record["config"], record["probe_scores"]
+    probe = "\n".join(f"| {name} | {value:.3g} |" for name, value in scores.items()) or "| none | |"
+    return f"""# A larpanda encoder
+
+Features of the points of a liquid-argon image, learnt without labels by self-distillation (arXiv:2512.01324): Point
+Transformer V3, the teacher's weights. It has no head; `larpanda finetune semantic DATA --from` this folder adds one.
+
+- Made by `larpanda pretrain` of larpanda {record["larpanda"]}, PyTorch {torch.__version__}, Python
+  {platform.python_version()}, seed {config["seed"]}.
+- Data: {record["events"]} events of {", ".join(record["data"])}, truth not looked at; {config["steps"]} steps of
+  {config["batch_events"]} events: {config["steps"] * config["batch_events"]:,} event samples.
+- The model sees voxels of 3 mm above {config["min_energy_mev"]} MeV.
+
+Linear probe ({config["probe"]["test_events"]} events of {", ".join(record["probe"]) or "no data"}, after
+{config["probe"]["train_events"]} to train it and {config["probe"]["choose_events"]} to choose its penalty):
+
+| | |
+|---|---|
+{probe}
+
+The complete configuration is in config.json.
+"""
