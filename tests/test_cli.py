@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import larpanda
+import larpanda.progress
 from larpanda.cli import main
 
 GEANT4 = Path(__file__).parent / "data" / "geant4_20_v3extra.h5"
@@ -135,7 +136,7 @@ def test_generate_from_a_file_of_ones_own_in_processes_after_a_stop(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     source = "{pdg: [13], energy_mev: [50, 100]}"
     Path("mine.yaml").write_text(f"vertex: {{particles: [1, 1], half_mm: [0, 0, 0], sources: [{source}]}}")
-    made = larpanda.cli._Meter.tell
+    made = larpanda.progress.Meter.tell
 
     def stop(meter, stage, done, total):
         made(meter, stage, done, total)
@@ -143,7 +144,7 @@ def test_generate_from_a_file_of_ones_own_in_processes_after_a_stop(tmp_path, mo
             raise KeyboardInterrupt
 
     command = ["generate", "out.h5", "--events", 40, "--preset", "mine.yaml", "--set", "min_voxels=20"]
-    monkeypatch.setattr(larpanda.cli._Meter, "tell", stop)
+    monkeypatch.setattr(larpanda.progress.Meter, "tell", stop)
     assert run(*command) == 130
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)

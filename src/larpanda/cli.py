@@ -7,11 +7,10 @@ Results go to stdout, progress to stderr. Exit 0: done; 2: the caller's mistake,
 import argparse
 import math
 import sys
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import larpanda
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 DEMO_EVENTS, DEMO_SEED = 8, 100  # seeds from 100 up are for tests: no shipped model was trained on them
-LINE_SECONDS = 60  # between lines of progress where there is no terminal
 PAGE_EVENTS = 12  # on one page: it stays under a few MB
 
 
@@ -44,9 +42,10 @@ def generate(arguments: argparse.Namespace) -> int:
     """Make events with truth."""
     from larpanda.data.farm import generate_file
     from larpanda.data.generate import generate
+    from larpanda.progress import Meter
 
     events = generate(arguments.events, arguments.seed, arguments.preset, arguments.start, arguments.set)
-    meter = _Meter("larpanda generate", arguments)
+    meter = Meter("larpanda generate", arguments.quiet)
     generate_file(arguments.out, events, arguments.workers, progress=meter.tell, say=meter.say)
     print(f"{arguments.out}: {len(events)} events of preset {events.preset_name}, seed {arguments.seed}")
     return 0
@@ -135,8 +134,8 @@ def pretrain(arguments: argparse.Namespace) -> int:
     from larpanda.config import override
     from larpanda.data import open_events
     from larpanda.parallel import joined, rank
+    from larpanda.progress import Progress
     from larpanda.train.pretrain import pretrain as learn
-    from larpanda.train.progress import Progress
     from larpanda.train.recipes import PRETRAIN
 
     config = override(_recipe(PRETRAIN, arguments)(), _settings(arguments))
@@ -165,8 +164,8 @@ def finetune(arguments: argparse.Namespace) -> int:
     from larpanda.config import override
     from larpanda.data import open_events
     from larpanda.parallel import joined, rank
+    from larpanda.progress import Progress
     from larpanda.train.finetune import finetune_semantic
-    from larpanda.train.progress import Progress
     from larpanda.train.recipes import FINETUNE
 
     config = override(_recipe(FINETUNE, arguments)(), _settings(arguments))
@@ -471,39 +470,6 @@ def _progress(items: Iterable[Item], total: int, name: str, arguments: argparse.
 
     bar: Iterable[Item] = tqdm(items, name, total, disable=arguments.quiet or None, leave=False)
     return bar
-
-
-class _Meter:
-    """How far a long run is: a bar on a terminal, elsewhere a line a minute; at the end events a second."""
-
-    def __init__(self, name: str, arguments: argparse.Namespace) -> None:
-        self._name, self._quiet, self._terminal = name, arguments.quiet, sys.stderr.isatty()
-        self._bar: Any = None
-        self._stage, self._first = "", 0
-        self._begun = self._told = self._last = time.monotonic()
-
-    def say(self, line: str) -> None:
-        if not self._quiet:
-            print(f"{self._name}: {line}", file=sys.stderr, flush=True)
-
-    def tell(self, stage: str, done: int, total: int) -> None:
-        """One more is done. Rates are those of this run: a resumed one begins with what is there."""
-        from tqdm import tqdm
-
-        now = time.monotonic()
-        if stage != self._stage:
-            self._stage, self._first, self._begun = stage, done - 1, self._last
-            if self._terminal and not self._quiet:
-                self._bar = tqdm(desc=stage, total=total, initial=done - 1, unit=" events", leave=False)
-        if self._bar is not None:
-            self._bar.update(done - self._bar.n)
-            if done == total:
-                self._bar.close()
-        self._last = now
-        if done == total or (self._bar is None and now > self._told + LINE_SECONDS):
-            self._told = now
-            rate = (done - self._first) / max(now - self._begun, 1e-9)
-            self.say(f"{stage}: {done} of {total} events, {rate:.1f} events/s")
 
 
 def _one_line(error: object) -> str:

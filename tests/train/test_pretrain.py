@@ -1,0 +1,185 @@
+"""Pre-training runs: no truth is read, the same bytes again, an encoder to fine-tune; and the linear probe."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
+
+from larpanda.data.views import ViewConfig
+from larpanda.event import Event, Motif
+from larpanda.model.backbone import EncoderConfig
+from larpanda.model.bundle import load_bundle
+from larpanda.model.distill import DistillConfig, SelfDistillation
+from larpanda.train.finetune import finetune_semantic
+from larpanda.train.optim import OptimConfig, learning_rate, make_optimizer, weight_decay
+from larpanda.train.pretrain import pretrain
+from larpanda.train.probing import ProbeConfig, features, probe_motifs
+from larpanda.train.recipes import PretrainConfig, panda_pretrain
+
+ENCODER = EncoderConfig((16, 16), (1, 1), window=32, layer_scale=0.5, drop_path=0.2, mask_token=True)
+
+
+@pytest.fixture
+def config():
+    return PretrainConfig(
+        encoder=ENCODER,
+        steps=6,
+        batch_events=2,
+        optim=OptimConfig(lr=3e-3, weight_decay=0.04, final_weight_decay=0.2, clip=3.0, layer_decay=0.9),
+        views=ViewConfig(n_local=2, mask_voxels=(5.0, 8.0)),
+        distill=DistillConfig(prototypes=16, width=8, hidden=16, level=1),
+        probe=ProbeConfig(2, 1, 2, 200),
+        save_every=2,
+        evaluate_every=3,
+    )
+
+
+@pytest.fixture
+def events(make_cloud):
+    return [make_cloud(80, seed=s) for s in range(5)]
+
+
+def stripped(events):
+    return [Event.from_arrays(event.position.numpy(), event.energy.numpy()) for event in events]
+
+
+def run(events, config, folder, probe=()):
+    return pretrain(
+        events,
+        config,
+        folder,
+        sources=["clouds"],
+        probe_events=probe,
+        probe_sources=["labelled"] if probe else [],
+        device="cpu",
+        say=lambda line: None,
+    )
+
+
+def weights(bundle):
+    return (bundle / "model.safetensors").read_bytes()
+
+
+def losses(folder):
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [record["loss"] for record in records if "loss" in record]
+
+
+def test_truth_is_never_read(events, config, tmp_path):
+    """The same bytes from events without any label, and with the probe, which is the only one to look at labels."""
+    with_truth = run(events, config, tmp_path / "a")
+    without = run(stripped(events), config, tmp_path / "b")
+    probed = run(stripped(events), config, tmp_path / "c", probe=events)
+    assert weights(with_truth) == weights(without) == weights(probed)
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    other = run(events, replace(config, seed=1), tmp_path / "d")
+    assert weights(other) != weights(with_truth)
+
+
+def test_the_log_has_what_a_person_watches(events, config, tmp_path):
+    run(events, config, tmp_path / "run", probe=events)
+    records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    steps = [record for record in records if "loss" in record]
+    wanted = {"local", "mask", "entropy", "kl", "matched_local", "matched_mask", "usage", "perplexity", "spread_0"}
+    wanted |= {"spread_1", "temperature", "momentum", "mask_ratio", "mask_voxels", "gradient", "lr", "weight_decay"}
+    assert wanted <= steps[0].keys()
+    for record in steps:
+        assert record["entropy"] + record["kl"] == pytest.approx(record["loss"], rel=1e-4)
+        assert 0.5 * record["local"] + 0.5 * record["mask"] == pytest.approx(record["loss"], rel=1e-4)
+        assert 0 < record["usage"] <= 1
+        assert 1 <= record["perplexity"] <= 16
+    probes = [record for record in records if "validation_macro_f1" in record]
+    assert [record["step"] for record in probes] == [3, 6]
+
+
+def test_the_encoder_is_the_teachers_and_can_be_fine_tuned(events, config, tiny_run, tmp_path):
+    bundle = load_bundle(run(events, config, tmp_path / "run"))
+    assert not bundle.model.config.encoder.mask_token
+    assert bundle.model.semantic is None
+    assert bundle.provenance["task"] == "pretrain"
+    still = replace(tiny_run, steps=1, optim=OptimConfig(lr=1e-12))
+    fine = finetune_semantic(
+        events, still, tmp_path / "fine", sources=["x"], start=str(tmp_path / "run"), device="cpu", say=print
+    )
+    ours, theirs = bundle.model.encoder.state_dict(), load_bundle(fine).model.encoder.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "at least 1"),
+        ({"workers": -1}, "workers is -1"),
+        ({"encoder": replace(ENCODER, mask_token=False)}, "mask_token must be true"),
+    ],
+)
+def test_impossible_configurations(config, change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(config, **change)
+
+
+def test_too_few_events(events, config, tmp_path):
+    with pytest.raises(ValueError, match="no events to learn from"):
+        run([], config, tmp_path / "run")
+    with pytest.raises(ValueError, match="4 events; the probe takes 5"):
+        run(events, config, tmp_path / "run", probe=events[:4])
+    with pytest.raises(ValueError, match="no motif labels"):
+        run(events, config, tmp_path / "run", probe=stripped(events))
+
+
+def test_the_recipe_is_the_papers():
+    """Sections 3.1.2, 3.3 and 3.5, number by number; schedules at 0, 2.5, 5, 50 and 100 %."""
+    config = panda_pretrain()
+    assert config.steps * config.batch_events == pytest.approx(10e6, rel=1e-5)
+    assert (config.distill.prototypes, config.distill.width, config.distill.level) == (4096, 256, 2)
+    at = (0.0, 0.025, 0.05, 0.5, 1.0)
+    rates = [learning_rate(config.optim, p) / 2.6e-3 for p in at]
+    half = 1e-3 + (1 - 1e-3) * np.cos(np.pi / 2 * 0.45 / 0.95) ** 2
+    assert rates == pytest.approx([0.1, 0.55, 1.0, half, 1e-3])
+    decays = [weight_decay(config.optim, p) for p in at]
+    assert decays == pytest.approx([0.04 + 0.16 * np.sin(np.pi / 2 * p) ** 2 for p in at])
+    assert config.encoder.drop_path == 0.3
+    assert config.encoder.layer_scale == 1e-5
+    assert sum(config.encoder.depths) == 21
+
+
+def test_groups_of_the_paper(config):
+    """The student alone is trained; no decay on biases, norms, layer scales, mask vector, prototypes; blocks by 0.9."""
+    model = SelfDistillation(replace(ENCODER, depths=(2, 1)), config.distill)
+    optimizer = make_optimizer(model, config.optim)
+    of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    assert len(of) == len(list(model.student.parameters()))
+    for name, parameter in model.student.named_parameters():
+        plain = parameter.ndim < 2 or "mask_token" in name or "prototypes" in name
+        assert of[id(parameter)]["weight_decay"] == (0.0 if plain else 0.04), name
+    named = dict(model.student.named_parameters())
+    scales = [of[id(named[f"encoder.blocks.{b}.qkv.weight"])]["scale"] for b in ("0.0", "0.1", "1.0")]
+    assert scales == pytest.approx([0.81, 0.9, 1.0])
+    assert of[id(named["encoder.embed.weight"])]["scale"] == 1.0
+
+
+def test_the_probe_is_logistic_regression(make_cloud, config):
+    """Of the same features as scikit-learn's, on events whose energies tell the motifs apart."""
+    events = []
+    for seed in range(6):
+        cloud = make_cloud(150, seed=seed)
+        rng = np.random.default_rng(seed)
+        energy = 0.2 * 2.0 ** cloud.motif.numpy() * rng.uniform(0.7, 1.4, 150)
+        events.append(Event.from_arrays(cloud.position.numpy(), energy, cloud.motif.numpy()))
+    encoder = SelfDistillation(ENCODER, config.distill).teacher.encoder
+    result, penalty = probe_motifs(encoder, events[:3], events[3:4], events[4:], 0.13)
+    seen = [event.visible(0.13)[0] for event in events]
+    x, y = features(encoder, seen[:3]).double().numpy(), torch.cat([e.motif for e in seen[:3]]).numpy()
+    mean, deviation = x.mean(0), x.std(0)
+    oracle = LogisticRegression(C=1 / (penalty * len(x)), max_iter=5000, tol=1e-8).fit((x - mean) / deviation, y)
+    test = features(encoder, seen[4:]).double().numpy()
+    truth = torch.cat([e.motif for e in seen[4:]]).numpy()
+    expected = f1_score(truth, oracle.predict((test - mean) / deviation), average="macro")
+    assert result.macro_f1 == pytest.approx(expected, abs=0.02)
+    assert result.macro_f1 > 0.5
+    assert result.events == 2
+    assert len(result.f1) == len(Motif)
