@@ -107,12 +107,19 @@ def nano_pretrain() -> PretrainConfig:
     """The encoder of `nano_semantic`, pre-trained on two CPU cores. Settings found by trial: docs/lab-notes.md."""
     return PretrainConfig(
         encoder=replace(NANO_ENCODER, mask_token=True),
-        steps=5000,
+        steps=3600,
         batch_events=8,
-        optim=OptimConfig(lr=2e-3, weight_decay=0.04, final_weight_decay=0.20, clip=3.0),
+        optim=OptimConfig(lr=5e-3, weight_decay=0.04, clip=3.0),
+        # Smaller crops: twice the steps in the same time. Whole voxels stay whole, as they are in what is reconstructed.
         views=ViewConfig(n_local=4, max_points=1500, quarter_turns=True, position_jitter=0.0),
         distill=DistillConfig(
-            prototypes=256, width=64, hidden=256, teacher_temperature=(0.04, 0.04), momentum=(0.99, 1.0)
+            prototypes=1024,
+            width=128,
+            hidden=256,
+            level=1,  # deltas and Michels are thin: 6 mm tells more of them than 12
+            radius=1.0,
+            teacher_temperature=(0.03, 0.03),  # 0.07 belongs to 4,096 x 256; here targets drift to uniform
+            momentum=(0.98, 1.0),
         ),
         save_every=250,
         evaluate_every=500,
