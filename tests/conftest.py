@@ -27,7 +27,7 @@ def cloud(n: int, seed: int = 0, side: int = 24, origin: int = 300) -> Event:
     return Event.from_arrays(voxel, rng.uniform(0.2, 2.0, n), motif, species, particle, np.minimum(particle, 1))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_cloud():
     return cloud
 

@@ -61,13 +61,13 @@ class Journal:
             self._append()
 
     def _append(self) -> None:
-        with self._path.open("ab") as file:
-            end = file.tell()
+        with self._path.open("ab", buffering=0) as file:  # a buffer would try once more when it is closed
+            end, rest = file.tell(), "".join(self._waiting).encode()
             try:
-                file.write("".join(self._waiting).encode())
-                file.flush()
+                while rest:
+                    rest = rest[file.write(rest) :]
             except OSError:
-                file.truncate(end)  # of a line that was written in part
+                file.truncate(end)  # no line is kept in part
                 raise
         self._waiting.clear()
 
