@@ -123,9 +123,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.memory:
-        print(
-            "| pairs | prototypes | inputs, MB | grown by, MB | one array of pairs x prototypes, MB | s |\n|---|---|---|---|---|---|"
-        )
+        print("| pairs | prototypes | inputs, MB | grown by, MB | one array of pairs x prototypes, MB | s |")
+        print("|---" * 6 + "|")
         measure_memory()
         return
     source = open_events(f"generate:pilarnet?events={BATCH * (arguments.steps + 1)}&seed=150", truth=False)
@@ -137,10 +136,10 @@ def main() -> None:
     seconds = time.perf_counter() - begun
     each = np.mean([len(event) for event in events])
     print(f"{arguments.threads} threads; events of {each:.0f} voxels on average")
-    print(
-        f"views: {len(events) * (2 + views.n_local) / seconds:.0f} a second on one core, {1000 * seconds / len(events):.1f} ms an event"
-    )
-    print("| step | points of views | s | events/s | outside encoder and head | ms |\n|---|---|---|---|---|---|")
+    rate = len(events) * (2 + views.n_local) / seconds
+    print(f"views: {rate:.0f} a second on one core, {1000 * seconds / len(events):.1f} ms an event")
+    print("| step | points of views | s | events/s | outside encoder and head | ms |")
+    print("|---" * 6 + "|")
     recipe = nano_pretrain()
     time_steps("nano_pretrain", recipe.encoder, recipe.distill, recipe.views, events)
     small = [cut(event, 2000) for event in events if len(event) >= 2000]

@@ -1,4 +1,4 @@
-"""The command line in processes of its own, killed and signalled by LARPANDA_FAULT, alone or as torchrun starts them."""
+"""The command line in processes of its own, killed and signalled by LARPANDA_FAULT, alone or under torchrun."""
 
 import multiprocessing
 import os

@@ -6,9 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from processes import KILLED, in_processes
+from processes import _command_line as command_line
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
+import larpanda
 from larpanda.data.views import ViewConfig
 from larpanda.event import Event, Motif
 from larpanda.model.backbone import EncoderConfig
@@ -183,3 +186,64 @@ def test_the_probe_is_logistic_regression(make_cloud, config):
     assert result.macro_f1 > 0.5
     assert result.events == 2
     assert len(result.f1) == len(Motif)
+
+
+SETTINGS = {
+    "encoder.channels": "16,16",
+    "encoder.depths": "1,1",
+    "encoder.window": 32,
+    "encoder.drop_path": 0.3,
+    "distill.prototypes": 16,
+    "distill.width": 8,
+    "distill.hidden": 16,
+    "distill.teacher_temperature": "0.04,0.07",
+    "views.mask_voxels": "5,8",
+    "views.n_local": 2,
+    "steps": 20,
+    "batch_events": 5,
+    "save_every": 5,
+    "evaluate_every": 20,
+}
+
+
+def in_processes_of_their_own(data, folder, n, fault="", **changes):
+    arguments = ["pretrain", str(data), "--out", str(folder), "--device", "cpu"]
+    arguments += [text for name, value in (SETTINGS | changes).items() for text in ("--set", f"{name}={value}")]
+    codes = in_processes(command_line, n, {"LARPANDA_FAULT": fault}, arguments, None, folder.with_suffix(".said"))
+    return codes, folder.with_suffix(".said-0").read_text()
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory, make_cloud):
+    path = tmp_path_factory.mktemp("data") / "clouds.h5"
+    larpanda.write_events(path, [make_cloud(60 + 30 * s, seed=s) for s in range(9)])
+    return path
+
+
+def test_two_processes_pretrain_as_one(file, tmp_path):
+    """The same global batches: Sinkhorn, weights of views, stochastic depth and masks do not depend on the division."""
+    for n in (1, 2):
+        codes, said = in_processes_of_their_own(file, tmp_path / f"{n}", n)
+        assert codes == [0] * n, said
+    assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), rel=1e-5)
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()] for name in "12"
+    )
+    for a, b in zip(one, two, strict=True):
+        for name in a.keys() & {"local", "mask", "entropy", "kl", "matched_local", "matched_mask", "temperature"}:
+            assert b[name] == pytest.approx(a[name], rel=1e-4), name
+        assert b.get("perplexity", 1) == pytest.approx(a.get("perplexity", 1), rel=0.1)  # of 16, from argmax
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_killed_run_ends_with_the_same_bytes(file, tmp_path, n):
+    """Student, teacher, prototypes and moments come back exactly."""
+    codes, said = in_processes_of_their_own(file, tmp_path / "whole", n)
+    assert codes == [0] * n, said
+    codes, _ = in_processes_of_their_own(file, tmp_path / "run", n, fault="kill@checkpoint.rename:step=10")
+    assert codes[0] == KILLED
+    codes, said = in_processes_of_their_own(file, tmp_path / "run", n, workers=1)
+    assert codes == [0] * n, said
+    assert "going on from step 5" in said
+    assert weights(tmp_path / "run/bundle") == weights(tmp_path / "whole/bundle")
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")

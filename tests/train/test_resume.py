@@ -206,7 +206,7 @@ def test_torchrun_itself(data, whole, tmp_path):
         "--standalone",
         "--nproc-per-node=2",
         "-m",
-        "larpanda.cli",
+        "larpanda",
     ]
     command += ["finetune", "semantic", str(data), "--from", "scratch", "--out", str(tmp_path / "run"), *settings]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -110,7 +110,7 @@ def nano_pretrain() -> PretrainConfig:
         steps=3600,
         batch_events=8,
         optim=OptimConfig(lr=5e-3, weight_decay=0.04, clip=3.0),
-        # Smaller crops: twice the steps in the same time. Whole voxels stay whole, as they are in what is reconstructed.
+        # Smaller crops: twice the steps in the same time. Voxels stay whole, as they are in what is reconstructed.
         views=ViewConfig(n_local=4, max_points=1500, quarter_turns=True, position_jitter=0.0),
         distill=DistillConfig(
             prototypes=1024,
