@@ -33,6 +33,15 @@ def test_weights_are_those_of_scikit_learn(data, penalty):
     assert not probe.weight[~varies].any()
 
 
+def test_a_fit_can_begin_where_another_ended(data):
+    """At the minimum there is nowhere to go: no iteration changes it; from there one more fit is the same."""
+    x, label = data
+    (there,) = fit_probes(x, label, 3, [1e-3], 2000)
+    (again,) = fit_probes(x, label, 3, [1e-3], 1, first=there)
+    torch.testing.assert_close(again.predict(x), there.predict(x))
+    torch.testing.assert_close(again.weight * x.std(0)[:, None], there.weight * x.std(0)[:, None], atol=2e-3, rtol=2e-3)
+
+
 def test_a_stronger_penalty_gives_smaller_weights(data):
     sizes = [probe.weight[[0, 3, 4]].square().sum().item() for probe in fit_probes(*data, 3, (1.0, 1e-2, 1e-4))]
     assert sizes == sorted(sizes)

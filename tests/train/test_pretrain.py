@@ -174,7 +174,7 @@ def test_the_probe_is_logistic_regression(make_cloud, config):
         energy = 0.2 * 2.0 ** cloud.motif.numpy() * rng.uniform(0.7, 1.4, 150)
         events.append(Event.from_arrays(cloud.position.numpy(), energy, cloud.motif.numpy()))
     encoder = SelfDistillation(ENCODER, config.distill).teacher.encoder
-    result, penalty = probe_motifs(encoder, events[:3], events[3:4], events[4:], 0.13)
+    result, penalty = probe_motifs(encoder, events[:3], events[3:4], events[4:], 0.13, points=200, every_point=True)
     seen = [event.visible(0.13)[0] for event in events]
     x, y = features(encoder, seen[:3]).double().numpy(), torch.cat([e.motif for e in seen[:3]]).numpy()
     mean, deviation = x.mean(0), x.std(0)

@@ -29,7 +29,12 @@ class Probe:
 
 
 def fit_probes(
-    x: Tensor, label: Tensor, n_classes: int, penalties: Sequence[float] = PENALTIES, iterations: int = ITERATIONS
+    x: Tensor,
+    label: Tensor,
+    n_classes: int,
+    penalties: Sequence[float] = PENALTIES,
+    iterations: int = ITERATIONS,
+    first: Probe | None = None,
 ) -> list[Probe]:
     """Fit a regression for each penalty.
 
@@ -42,6 +47,7 @@ def fit_probes(
         n_classes: K.
         penalties: in the order of fitting.
         iterations: at most, for each.
+        first: where the first fit begins, e.g. what a part of the rows gave; None: at zero.
 
     Raises:
         ValueError: no rows, or values that are not finite.
@@ -69,7 +75,12 @@ def fit_probes(
         grad = torch.cat([grad + penalty * theta[:-1], error.sum(0)[None]])
         return loss + penalty / 2 * theta[:-1].square().sum().item(), grad.double().flatten().numpy()
 
-    start, probes = np.zeros((channels + 1) * n_classes), []
+    theta = torch.zeros(channels + 1, n_classes)
+    if first is not None:
+        theta = torch.cat(
+            [first.weight / scale.where(scale > 0, torch.inf)[:, None], (first.bias + mean @ first.weight)[None]]
+        )
+    start, probes = theta.double().flatten().numpy(), []
     for penalty in penalties:
         done = minimize(
             value, start, (penalty,), "L-BFGS-B", jac=True, options={"maxiter": iterations, "ftol": 1e-7, "gtol": 1e-6}

@@ -8,9 +8,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from larpanda.evaluate.probe import fit_probes
+from larpanda.evaluate.probe import Probe, fit_probes
 from larpanda.evaluate.segmentation import Segmentation, confusion, segmentation
-from larpanda.event import Event, Motif, PointBatch
+from larpanda.event import UNKNOWN, Event, Motif, PointBatch
 from larpanda.model.backbone import Encoder
 
 
@@ -54,7 +54,8 @@ def probe_motifs(
     choose: Sequence[Event],
     test: Sequence[Event],
     min_energy_mev: float,
-    points: int | None = None,
+    points: int,
+    every_point: bool = False,
     seed: int = 0,
 ) -> tuple[Segmentation, float]:
     """Fit a multinomial logistic regression to frozen features, and judge it.
@@ -65,7 +66,8 @@ def probe_motifs(
         choose: events with truth on which its penalty is chosen, by macro F1.
         test: events with truth on which it is judged.
         min_energy_mev: threshold of the voxels that are seen.
-        points: at most so many, drawn from those of ``train``; None: all.
+        points: so many, drawn from those of ``train``, are fitted for each penalty.
+        every_point: fit once more with the chosen penalty to all points of ``train``.
         seed: of that draw, and of the bootstrap.
 
     Returns:
@@ -76,25 +78,25 @@ def probe_motifs(
     """
     seen = [event.visible(min_energy_mev)[0] for event in train]
     x, label = features(encoder, seen), torch.cat([event.motif for event in seen])
-    rows = (label >= 0).nonzero()[:, 0]
-    if points is not None and len(rows) > points:
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
-        rows = rows[order[:points].sort().values]
-    if len(rows) < len(label):
-        x, label = x[rows], label[rows]
+    rows = (label != UNKNOWN).nonzero()[:, 0]
     if not len(rows):
         raise ValueError("the probe's events have no motif labels; it needs truth")
-    probes = fit_probes(x, label, len(Motif))
-    del x
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    drawn = rows[order[:points].sort().values]
+    probes = fit_probes(x[drawn], label[drawn], len(Motif))
 
-    def judged(events: Sequence[Event], candidates: Sequence[int]) -> list[Segmentation]:
+    def judged(events: Sequence[Event], candidates: Sequence[Probe]) -> list[Segmentation]:
         tables: list[list[npt.NDArray[np.int64]]] = [[] for _ in candidates]
         for event in (event.visible(min_energy_mev)[0] for event in events):
             here = features(encoder, [event])
-            for table, number in zip(tables, candidates, strict=True):
-                table.append(confusion(event.motif, probes[number].predict(here)))
+            for table, probe in zip(tables, candidates, strict=True):
+                table.append(confusion(event.motif, probe.predict(here)))
         return [segmentation(table, seed=seed) for table in tables]
 
-    scores = judged(choose, range(len(probes)))
-    best = max(range(len(probes)), key=lambda number: scores[number].macro_f1)
-    return judged(test, [best])[0], probes[best].penalty
+    scores = judged(choose, probes)
+    best = probes[max(range(len(probes)), key=lambda number: scores[number].macro_f1)]
+    if every_point and len(drawn) < len(rows):
+        if len(rows) < len(label):
+            x, label = x[rows], label[rows]
+        (best,) = fit_probes(x, label, len(Motif), [best.penalty], first=best)
+    return judged(test, [best])[0], best.penalty

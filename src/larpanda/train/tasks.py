@@ -200,7 +200,7 @@ class Pretrain:
             self.probe_events[rows] for rows in (slice(a), slice(a, b), slice(b, self.probe.n_events))
         )
         result, penalty = probe_motifs(
-            self.model.teacher.encoder, train, choose, test, self.min_energy_mev, self.probe.points, self.seed
+            self.model.teacher.encoder, train, choose, test, self.min_energy_mev, self.probe.points, seed=self.seed
         )
         scores = {f"f1_{m.name.lower()}": float(result.f1[m]) for m in Motif}
         return {"macro_f1": result.macro_f1, **scores, "probe_penalty": penalty}
