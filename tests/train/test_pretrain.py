@@ -99,6 +99,18 @@ def test_the_log_has_what_a_person_watches(events, config, tmp_path):
     assert [record["step"] for record in probes] == [3, 6]
 
 
+def test_a_collapse_is_in_the_log_and_is_said(events, config, tmp_path):
+    """A teacher so warm that its targets are flat."""
+    hot = replace(config, steps=60, evaluate_every=60, save_every=60)
+    hot = replace(hot, distill=replace(config.distill, teacher_temperature=(100.0, 100.0)))
+    said = []
+    pretrain(events, hot, tmp_path / "run", sources=["clouds"], device="cpu", say=said.append)
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    alarms = [line["alarm"] for line in lines if "alarm" in line]
+    assert any(alarm.startswith("uniform collapse: h(q)") for alarm in alarms)
+    assert any("uniform collapse: h(q)" in line for line in said)
+
+
 def test_the_encoder_is_the_teachers_and_can_be_fine_tuned(events, config, tiny_run, tmp_path):
     bundle = load_bundle(run(events, config, tmp_path / "run"))
     assert not bundle.model.config.encoder.mask_token

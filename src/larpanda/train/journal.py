@@ -9,7 +9,7 @@ from typing import Any
 from larpanda.parallel import on_first, rank
 from larpanda.publish import publish_text, sync
 
-Value = float | int | Sequence[int] | None
+Value = float | int | str | Sequence[int] | None
 
 
 class Journal:

@@ -22,7 +22,7 @@ from larpanda.event import Event
 from larpanda.parallel import on_first, rank, sum_gradients, total, world
 from larpanda.train.checkpoint import Checkpoints, State, share_state
 from larpanda.train.fault import fault_point
-from larpanda.train.journal import Journal, Value
+from larpanda.train.journal import Journal
 from larpanda.train.loader import Share, inputs
 from larpanda.train.optim import learning_rate, make_optimizer, set_learning_rate, set_weight_decay, weight_decay
 from larpanda.train.run import RunConfig, config_hash
@@ -105,7 +105,7 @@ def fit(
             fault_point("step", done)
             seconds = time.monotonic() - clock
             to_go = (time.monotonic() - started) / (done - begin) * (config.steps - done)
-            record: dict[str, Value] = {
+            record: dict[str, float | int] = {
                 "step": done,
                 "loss": summed["loss"],
                 **{name: summed[name] for name in losses.parts},
@@ -121,6 +121,9 @@ def fit(
             }
             if finite:
                 journal.write(record)
+                if alarm := task.alarm(record):
+                    journal.write({"step": done, "alarm": alarm})
+                    say(f"step {done}: {alarm}")
             else:
                 ordinals = stream.ordinals(step).tolist()
                 journal.write({**record, "events": ordinals})

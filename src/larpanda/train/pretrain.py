@@ -79,7 +79,13 @@ def pretrain(
             say(f"{run}: this run has ended already")
             return bundle
         task = Pretrain(
-            model.to(where), config.views, config.min_energy_mev, config.probe, probe_events, seed=config.seed
+            model.to(where),
+            config.steps,
+            config.views,
+            config.min_energy_mev,
+            config.probe,
+            probe_events,
+            seed=config.seed,
         )
         started = time.monotonic()
         if not fit(task, events, config, run, say, live):

@@ -17,6 +17,7 @@ from larpanda.model.distill import SelfDistillation
 from larpanda.model.semantic import semantic_loss
 from larpanda.parallel import total, world
 from larpanda.train.probing import ProbeConfig, probe_motifs
+from larpanda.train.watch import CollapseWatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,9 @@ class Task(Protocol[B]):
 
     def after_step(self, progress: float) -> None:
         """Called after each step of the optimizer."""
+
+    def alarm(self, record: Mapping[str, float | int]) -> str | None:
+        """What to say about a step's line of the log, if it looks wrong."""
 
     def evaluate(self) -> Mapping[str, float]:
         """Numbers for the log."""
@@ -131,6 +135,9 @@ class Semantic:
     def after_step(self, progress: float) -> None:
         """Nothing to do."""
 
+    def alarm(self, record: Mapping[str, float | int]) -> str | None:
+        """Nothing to say."""
+
     def evaluate(self) -> Mapping[str, float]:
         """Macro F1 and F1 per motif over the validation events."""
         result = segmentation([motif_table(self.model, event) for event in self.validation])
@@ -161,15 +168,17 @@ class Pretrain:
     def __init__(
         self,
         model: SelfDistillation,
+        steps: int,
         views: ViewConfig,
         min_energy_mev: float,
         probe: ProbeConfig,
         probe_events: Sequence[Event] = (),
         seed: int = 0,
     ) -> None:
-        """Learn from charge alone. probe_events: with truth, ``probe.n_events`` of them; none: no probe."""
+        """Learn from charge alone. steps: of the run; probe_events: with truth, ``probe.n_events``; none: no probe."""
         self.model, self.views, self.min_energy_mev = model, views, min_energy_mev
         self.probe, self.probe_events, self.seed = probe, probe_events, seed
+        self.watch = CollapseWatch(model.config.prototypes, steps)
         self.batch = ViewBatches(views, min_energy_mev, model.student.encoder.n_draws)
 
     def loss(self, batch: ViewBatch, progress: float) -> Losses:
@@ -190,6 +199,10 @@ class Pretrain:
     def after_step(self, progress: float) -> None:
         """The teacher follows."""
         self.model.update_teacher(self.model.config.momentum_at(progress))
+
+    def alarm(self, record: Mapping[str, float | int]) -> str | None:
+        """Collapses, in words (section 3.3.3)."""
+        return self.watch.see(record)
 
     def evaluate(self) -> Mapping[str, float]:
         """Macro F1 and F1 per motif of a linear probe on the teacher's features; nothing without its events."""

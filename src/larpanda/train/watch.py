@@ -49,8 +49,8 @@ class CollapseWatch:
     In the first steps nothing is told apart from a collapse, so no alarm speaks in the first ``quiet`` of the run. With
     random weights the targets are nearly flat: unit vectors of D numbers have cosines of width 1 / sqrt(D), which at a
     temperature T leaves h(q) about 1 / (2 D T^2) nats below log P, 0.4 of 8.3 at the paper's D = 256 and T = 0.07. Then
-    features of all cells become more alike before they part: in 90 of 3,600 steps of a small encoder on generated events
-    h(q) rose from 63 to 82 % of log P and the perplexity of 1,024 prototypes fell from 250 to 50; then they turned.
+    features of all cells become more alike before they part: in the first 90 of 3,600 steps of a small encoder h(q)
+    rose from 63 to 82 % of log P and the perplexity of 1,024 prototypes fell from 250 to 50; then they turned.
     After 5 % of a run, the default, temperature, learning rate and masks have ended their warm-up.
     A run that goes on from a checkpoint is past that, and is judged after one window.
     """
