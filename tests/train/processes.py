@@ -46,9 +46,7 @@ def finetune(data, run, n=1, fault="", file_limit=None, **changes):
 
 def in_processes(target, n, environment, *arguments):
     """Call a function in n processes with torchrun's variables. Returns their exit codes."""
-    # Forks of a process that has imported what takes long and done nothing else: 0.1 s instead of 6.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(SLOW_TO_IMPORT)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
