@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -320,3 +321,26 @@ def test_demo(tmp_path, capsys):
         *("evaluation", "index.html"),
     }
     assert "macro F1" in out
+
+
+def test_pretrain_prints_a_job_script_that_runs_the_same_command(tmp_path, capsys):
+    data = "generate:pilarnet?events=4&seed=9"
+    given = ["--set", "steps=3", "--seed", 7, "--device", "cpu", "--probe", "a b.h5", "--energy-scale", 0.5]
+    assert run("pretrain", data, "--out", tmp_path / "run", *given, "--slurm", "nodes=2,gpus=4,partition=gpu") == 0
+    script = capsys.readouterr().out
+    done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "#SBATCH --nodes=2\n" in script
+    assert "#SBATCH --partition=gpu\n" in script
+    line = next(line for line in script.splitlines() if line.strip().startswith("torchrun pretrain"))
+    words = shlex.split(line.rstrip("& "))[1:]
+    assert words[:4] == ["pretrain", data, "--out", str(tmp_path / "run")]
+    arguments = larpanda.cli._parser().parse_args(words)
+    assert (arguments.set, arguments.probe, arguments.energy_scale) == (["steps=3", "seed=7"], ["a b.h5"], 0.5)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("settings", ["gpus", "gpus=many", "nodes=0", "=3"])
+def test_a_job_that_cannot_be(tmp_path, capsys, settings):
+    assert run("pretrain", "x.h5", "--out", tmp_path / "run", "--slurm", settings) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1

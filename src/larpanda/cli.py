@@ -133,12 +133,16 @@ def pretrain(arguments: argparse.Namespace) -> int:
     """Train an encoder without labels, by self-distillation."""
     from larpanda.config import override
     from larpanda.data import open_events
+    from larpanda.jobs import slurm_script_of
     from larpanda.parallel import joined, rank
     from larpanda.progress import Progress
     from larpanda.train.pretrain import pretrain as learn
     from larpanda.train.recipes import PRETRAIN
 
     config = override(_recipe(PRETRAIN, arguments)(), _settings(arguments))
+    if arguments.slurm is not None:
+        print(slurm_script_of(_pretrain_command(arguments), arguments.slurm), end="")
+        return 0
     scale = {"energy_scale": arguments.energy_scale, "voxel_mm": arguments.voxel_mm}
     events = open_events(arguments.data, truth=False, **scale)
     probe_events = open_events(arguments.probe, **scale) if arguments.probe else ()
@@ -274,6 +278,15 @@ def _load(bundle: str, arguments: argparse.Namespace) -> "Reconstructor":
     return model
 
 
+def _pretrain_command(arguments: argparse.Namespace) -> list[str]:
+    """The words of the same command, without --slurm."""
+    command = ["pretrain", *arguments.data, "--out", str(arguments.out), "--recipe", arguments.recipe]
+    command += ["--probe", *arguments.probe] if arguments.probe else []
+    command += [text for setting in _settings(arguments) for text in ("--set", setting)]
+    scale = ["--energy-scale", f"{arguments.energy_scale:g}", "--voxel-mm", f"{arguments.voxel_mm:g}"]
+    return [*command, "--device", arguments.device, *scale]
+
+
 def _recipe(recipes: dict[str, Callable[[], Item]], arguments: argparse.Namespace) -> Callable[[], Item]:
     if arguments.recipe not in recipes:
         raise ValueError(f"--recipe {arguments.recipe}: no such recipe; there are {', '.join(recipes)}")
@@ -349,6 +362,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="e.g. optim.lr=1e-3, steps=500")
     one.add_argument("--seed", type=int, help="of the weights, the order of events and the views (0)")
+    one.add_argument(
+        "--slurm", nargs="?", const="", metavar="SETTINGS", help="print a job script, e.g. nodes=2,gpus=8,partition=gpu"
+    )
     device(one)
     reading(one)
 

@@ -85,3 +85,26 @@ if [ "$warnings" -gt 0 ] && [ "$code" = 0 ]; then
 fi
 exit "$code"
 """
+
+
+def slurm_script_of(command: Sequence[str], settings: str) -> str:
+    """A Slurm job with settings as the command line takes them: ``nodes=2,gpus=8,cpus=8,time=24:00:00,partition=gpu``.
+
+    What is not nodes, gpus, cpus (of each GPU) or time goes to Slurm as it is.
+
+    Raises:
+        ValueError: a setting that is not NAME=VALUE, or a number that is none.
+    """
+    numbers, time_limit, options = {"nodes": 1, "gpus": 1, "cpus": 8}, "24:00:00", []
+    for setting in filter(None, settings.split(",")):
+        name, _, value = setting.partition("=")
+        if not (name and value) or (name in numbers and not value.isdecimal()):
+            raise ValueError(f"--slurm {setting}: expected e.g. nodes=2,gpus=8,cpus=8,time=24:00:00,partition=NAME")
+        if name in numbers:
+            numbers[name] = int(value)
+        elif name == "time":
+            time_limit = value
+        else:
+            options.append(f"--{name}={value}")
+    nodes, gpus, cpus = numbers.values()
+    return slurm_script(command, nodes=nodes, gpus=gpus, cpus_per_gpu=cpus, time_limit=time_limit, options=options)
