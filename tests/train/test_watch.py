@@ -40,7 +40,7 @@ def told(changes, watch=None, first=1):
         (ONE, r"single-prototype collapse, targets: h\(q\) .* nats, 0\.1 % of log P .*Limit 2 %"),
         (CROWDED, r"single-prototype collapse, usage: .* perplexity 1\.2 of 4096, 0\.024 % .*Limit 20\.5.*sinkhorn"),
         (CAUGHT_UP, r"nothing to learn: KL .* 0\.001 nats .*Limit 0\.01"),
-        (SAME, r"features all the same: .* 0\.001 .*Limit 0\.05.*learning rate"),
+        (SAME, r"features all the same: .* 0\.001 .*Limit 0\.05.*optim\.lr"),
     ],
 )
 def test_each_collapse_is_named_once_and_is_over_once(change, words):

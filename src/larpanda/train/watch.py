@@ -116,7 +116,7 @@ def _signs(prototypes: int) -> list[Sign]:
             0.98 * flat,
             entropy,
             "Limit 99 %: the targets say nothing. Try a lower distill.teacher_temperature; if the perplexity of "
-            "prototypes fell too, all cells look alike: try a lower learning rate.",
+            "prototypes fell too, all cells look alike: try a lower optim.lr.",
         ),
         Sign(
             "single-prototype collapse, targets",
@@ -126,7 +126,7 @@ def _signs(prototypes: int) -> list[Sign]:
             entropy,
             "Limit 2 %: every target is one prototype. If the perplexity of prototypes is high, targets are merely "
             "hard: try a higher distill.teacher_temperature. If it is low, try more iterations of distill.sinkhorn, "
-            "or a lower learning rate.",
+            "or a lower optim.lr.",
         ),
         Sign(
             "single-prototype collapse, usage",
@@ -135,7 +135,7 @@ def _signs(prototypes: int) -> list[Sign]:
             1.5 * few,
             use,
             f"Limit {few:.3g}: cells crowd at a few prototypes. Try more iterations of distill.sinkhorn, a higher "
-            "distill.teacher_temperature, or a lower learning rate.",
+            "distill.teacher_temperature, or a lower optim.lr.",
         ),
         Sign(
             "nothing to learn",
@@ -144,7 +144,7 @@ def _signs(prototypes: int) -> list[Sign]:
             0.02,
             lambda value, record: f"KL of student from teacher {value:.2g} nats",
             "Limit 0.01: the student says what the teacher says, so the gradient vanishes. Look at h(q): near log P or "
-            "0 it is a collapse; else try harder views (more masking) or a lower distill.teacher_temperature.",
+            "0 it is a collapse; else try harder views (views.mask_ratio) or a lower distill.teacher_temperature.",
             windows=4,  # a student may catch up for a while, above all at the end of a run
         ),
         Sign(
@@ -153,8 +153,7 @@ def _signs(prototypes: int) -> list[Sign]:
             0.05,  # features are normalised: about 1 at the start
             0.1,
             lambda value, record: f"least standard deviation of the teacher's features over cells {value:.2g}",
-            "Limit 0.05: at one level at least, all cells look alike. Try a lower learning rate or less weight decay, "
-            "from a checkpoint before this.",
+            "Limit 0.05: at one level at least, all cells look alike. Try a lower optim.lr or less weight decay.",
         ),
     ]
 
