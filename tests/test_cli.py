@@ -180,7 +180,10 @@ def test_finetune_and_what_show_says_of_it(tmp_path, small, capsys):
     bundle = capsys.readouterr().out.strip()
     assert Path(bundle) == tmp_path / "run" / "bundle"
     assert run("show", tmp_path / "run") == 0
-    assert "run of semantic, ended: step 3 of 3" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "run of semantic, ended: step 3 of 3" in out
+    assert f"curves: {tmp_path / 'run' / 'curves.html'}" in out
+    assert "accuracy of the batch" in (tmp_path / "run" / "curves.html").read_text()
     assert run("show", bundle) == 0
     assert '"channels": [' in capsys.readouterr().out
     assert run("evaluate", tmp_path / "run", small, "--out", tmp_path / "evaluation") == 0
@@ -226,6 +229,7 @@ def test_show(tmp_path, small, capsys):
         (["finetune", "semantic", "small.h5", "--from", "scratch", "--out", "r", "--recipe", "x"], "no such recipe"),
         (["finetune", "semantic", "small.h5", "--from", "scratch", "--out", "r", "--set", "lr=1"], "nearest is"),
         (["show", "nothing"], "no model there"),
+        (["show", "broken"], r"broken/config\.json: not JSON"),
         (["reconstruct", "small.h5", "--out", "out", "--device", "tpu"], "invalid choice: 'tpu'"),
         (["fly"], "invalid choice: 'fly'"),
     ],
@@ -234,6 +238,9 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, small, tmp_pa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.h5").write_text("hello\n")
     (tmp_path / "wrong.yaml").write_text("rian: {}")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "metrics.jsonl").touch()
+    (tmp_path / "broken" / "config.json").write_text("{")
     bare = larpanda.Event.from_arrays([[1, 2, 3], [2, 2, 3]], [1.0, 1.0])
     larpanda.write_events(tmp_path / "bare.h5", [bare])
     try:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +19,7 @@ from larpanda.event import MIN_ENERGY_MEV, Event, Motif
 from larpanda.model.bundle import find_bundle, read_bundle_config
 from larpanda.publish import publish_text
 from larpanda.reconstruct import Reconstructor
+from larpanda.runs import describe_run, is_run
 from larpanda.train.tasks import motif_table
 
 WORST = 6  # events on the page beside the report
@@ -127,14 +127,14 @@ def write_report(out: Path, result: Evaluation, model: Reconstructor, sources: S
 
 
 def describe(what: str) -> str:
-    """What a bundle, a run folder or a file of events or tables holds; builds no model.
+    """What a bundle, a run folder or a file of events or tables holds; builds no model. Draws the curves of a run.
 
     Raises:
         ValueError, FileNotFoundError: it is none of these.
     """
     path = Path(what)
-    if path.is_dir() and (path / "metrics.jsonl").exists():
-        return _describe_run(path)
+    if is_run(path):
+        return describe_run(path)
     if path.suffix == ".parquet" and path.is_file() and (text := _describe_table(path)):
         return text
     if path.is_file():
@@ -144,20 +144,6 @@ def describe(what: str) -> str:
     weights, size = _count_weights(folder / "model.safetensors")
     content = {"config": asdict(config), "provenance": dict(provenance)}
     return f"bundle {folder.name}: {weights} weights, {size / 1e6:.1f} MB\n{json.dumps(content, indent=2)}"
-
-
-def _describe_run(run: Path) -> str:
-    record = json.loads((run / "config.json").read_text())
-    last: dict[str, Any] = {}
-    for line in (run / "metrics.jsonl").read_text().splitlines():
-        last |= json.loads(line)
-    checkpoints = [p.name for p in sorted((run / "checkpoints").glob("step-????????"))]
-    steps = record["config"]["steps"]
-    state = "ended" if (run / "bundle").exists() else "not ended"
-    return (
-        f"run of {record['task']}, {state}: step {last.get('step', 0)} of {steps}, checkpoints {checkpoints}\n"
-        f"last values: {json.dumps(last)}\n{json.dumps(record, indent=2)}"
-    )
 
 
 def _describe_table(path: Path) -> str | None:

@@ -81,7 +81,7 @@ def confusion_svg(counts: npt.ArrayLike, names: Sequence[str]) -> str:
         panel.set_ylabel("true")
         panel.set_title(title, fontsize=11)
         panel.spines[:].set_visible(False)
-    return _svg(figure)
+    return svg_text(figure)
 
 
 def bars_svg(values: Sequence[float], low: Sequence[float], high: Sequence[float], names: Sequence[str]) -> str:
@@ -124,10 +124,10 @@ def bars_svg(values: Sequence[float], low: Sequence[float], high: Sequence[float
     panel.grid(axis="x", color="#DDDDDD", linewidth=0.7)
     panel.set_axisbelow(True)
     panel.spines[["top", "right", "left"]].set_visible(False)
-    return _svg(figure)
+    return svg_text(figure)
 
 
-def _svg(figure: "Figure") -> str:
+def svg_text(figure: "Figure") -> str:
     """The figure as one element: no prolog, so that a page can hold it; no date and no random ids."""
     import matplotlib
 
