@@ -11,8 +11,7 @@ from larpanda.model.semantic import SemanticConfig
 from larpanda.train.optim import OptimConfig
 from larpanda.train.recipes import FinetuneConfig
 
-# Processes that tests start, or loaders in tests, are forks of one that has imported what takes long and done nothing
-# else: 0.1 s instead of 6.
+# Processes that tests start are forks of one that has imported what takes long and done nothing else: 0.1 s, not 6.
 SLOW_TO_IMPORT = ["torch._dynamo", "jsonargparse", "h5py", "safetensors.torch", "larpanda.cli"]
 SLOW_TO_IMPORT += ["larpanda.train.finetune", "larpanda.data.pilarnet"]
 multiprocessing.get_context("forkserver").set_forkserver_preload(SLOW_TO_IMPORT)

@@ -227,12 +227,12 @@ class Number(int):
         return 10 + self % 7
 
 
-@pytest.mark.parametrize("begin", [0, 4, 6])
-def test_processes_give_the_batches_that_this_one_would(begin):
+@pytest.mark.parametrize(("begin", "workers"), [(0, 2), (4, 1), (6, 1)])
+def test_processes_give_the_batches_that_this_one_would(begin, workers):
     share = Share(Numbered(11), Stream(11, 5, 3), ordinals, 6, rank=1, world=2)
     expected = [share[step] for step in range(begin, 6)]
     assert list(inputs(share, begin, 0)) == expected
-    assert list(inputs(share, begin, 2)) == expected
+    assert list(inputs(share, begin, workers)) == expected
 
 
 def test_the_shares_of_a_step_are_its_batch():

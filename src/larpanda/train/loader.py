@@ -3,7 +3,6 @@
 What a step gets depends on the stream and the number of processes of the run, not on who makes it.
 """
 
-import multiprocessing
 import signal
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -56,8 +55,8 @@ def inputs(share: Share[B], begin: int, workers: int) -> Generator[B, None, None
         for step in range(begin, share.steps):
             yield share[step]
         return
-    # Not a fork: it would copy the locks of other libraries' threads, and the lock of the run folder.
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    # Not a fork: it would copy the locks of other libraries' threads, and the lock of the run folder. Not a forkserver:
+    # it lives as long as its children, which look whether their parent lives; of a killed run all would stay for ever.
     loader: DataLoader[Any] = DataLoader(
         _OrError(share),
         batch_size=None,
@@ -65,7 +64,7 @@ def inputs(share: Share[B], begin: int, workers: int) -> Generator[B, None, None
         num_workers=workers,
         collate_fn=_as_it_is,
         worker_init_fn=_leave_signals,
-        multiprocessing_context=method,
+        multiprocessing_context="spawn",
     )
     made = iter(loader)
     while True:
