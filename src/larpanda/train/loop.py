@@ -19,7 +19,7 @@ from torch import Tensor
 
 from larpanda.data.stream import Stream
 from larpanda.event import Event
-from larpanda.parallel import on_first, rank, sum_gradients, total, world
+from larpanda.parallel import give_back_memory, on_first, rank, sum_gradients, total, world
 from larpanda.train.checkpoint import Checkpoints, State, share_state
 from larpanda.train.fault import fault_point
 from larpanda.train.journal import Journal
@@ -134,6 +134,8 @@ def fit(
                         f"{checkpoints.folder} has the last good state"
                     )
                 say(f"{trouble}; not taken ({state.skipped} so far)")
+            if done % SAY_EVERY == 0:
+                give_back_memory()
             line = f"step {done}/{config.steps}  loss {summed['loss']:.4f}  {seconds:.2f} s a step"
             if live is not None:
                 live(f"{line}  {timedelta(seconds=round(to_go))} to go")
