@@ -1,7 +1,7 @@
 """Self-distillation (paper section 3.3): prototypes on a hypersphere, Sinkhorn targets, matching, loss, teacher.
 
-Knows no schedule and no data: temperatures and momentum are arguments. Everything here is computed in float32, and the
-pairs of M points and P prototypes exist for a chunk of points at a time only: memory does not grow with M x P.
+Knows no data, and nothing of a run but its progress in [0, 1]. What is here is computed in float32 but for the encoders,
+and pairs of M points and P prototypes exist for a chunk of points at a time only: memory does not grow with M x P.
 """
 
 import copy
