@@ -60,6 +60,9 @@ def test_sinkhorn_is_that_of_the_textbook(temperature, iterations):
     torch.testing.assert_close(ours, textbook_sinkhorn(logits, iterations), atol=2e-5, rtol=1e-3)
     counts = torch.bincount(logits.argmax(1), minlength=12)
     assert torch.equal(balance.nearest, counts.float())
+    plain = sinkhorn(x, prototypes, temperature, 0)
+    assert torch.equal(plain.nearest, counts.float())
+    assert not plain.log_scale.any()
 
 
 def test_marginals_of_sinkhorn():
@@ -268,6 +271,8 @@ def test_collapsed_targets_are_seen(make_cloud):
     assert result.usage.item() == pytest.approx(1 / 12)
     assert result.perplexity.item() == pytest.approx(1.0)
     assert result.entropy.item() == pytest.approx(math.log(12), rel=1e-5)
+    unmasked = replace(STILL, mask_ratio=(1e-9, 1e-9))  # the mask term has no pairs: the entropy is that of the other
+    assert model(views_of([make_cloud(150)], unmasked), 0.05).entropy.item() == pytest.approx(math.log(12), rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Self-distillation (paper section 3.3): prototypes on a hypersphere, Sinkhorn targets, matching, loss, teacher.
 
-Knows no data, and nothing of a run but its progress in [0, 1]. What is here is computed in float32 but for the encoders,
-and pairs of M points and P prototypes exist for a chunk of points at a time only: memory does not grow with M x P.
+Knows no data, and nothing of a run but its progress in [0, 1]. Computes all but the encoders in float32. Pairs of M
+points and P prototypes exist for a chunk of points at a time only: memory does not grow with M x P.
 """
 
 import copy
@@ -153,7 +153,7 @@ class SelfDistillation(nn.Module):
         local, mask, swap = (weighted[pairs.term == t].sum() / (w or 1.0) for t, w in enumerate(weights))
         usage = balance.nearest.count_nonzero() / config.prototypes
         share = balance.nearest / balance.nearest.sum()
-        scale = pairs.weight / sum(weights)
+        scale = pairs.weight / total(pairs.weight.sum()).clamp(min=1e-12)  # a term may have no pairs in a batch
         spread = tuple(_deviation(x.float()) / world() for x in whole.features)
         return Distilled(
             loss=result.loss,
@@ -266,7 +266,7 @@ def sinkhorn(target: Tensor, prototypes: Tensor, temperature: float, iterations:
     n = len(prototypes)
     log_scale, found = target.new_zeros(n), target.new_zeros(n)
     sharp = (prototypes / temperature).t()
-    for iteration in range(iterations):
+    for iteration in range(max(iterations, 1)):
         use = target.new_zeros(n)
         offset = log_scale - 1.0 / temperature  # a cosine is at most 1: no logit is above 0 in the first pass
         for rows in _chunks(len(target), prototypes):
@@ -276,8 +276,9 @@ def sinkhorn(target: Tensor, prototypes: Tensor, temperature: float, iterations:
                 use += logits.exp_().sum(0)
             else:
                 use += logits.softmax(1).sum(0)
-        log_scale = log_scale - total(use).clamp(min=torch.finfo(use.dtype).tiny).log()
-        log_scale = log_scale - log_scale.mean()
+        if iterations:
+            log_scale = log_scale - total(use).clamp(min=torch.finfo(use.dtype).tiny).log()
+            log_scale = log_scale - log_scale.mean()
     return Balance(log_scale, total(found))
 
 
