@@ -102,7 +102,7 @@ def measure_memory() -> None:
         prototypes = unit(n).requires_grad_()
         rows = torch.randint(0, n_teacher, (n_student,), generator=rng)
         weight = torch.full((n_student,), 1 / n_student)
-        pairs = Pairs(torch.arange(n_student), rows, weight, torch.zeros_like(rows))
+        pairs = Pairs(torch.arange(n_student), rows, weight, weight, torch.zeros_like(rows))
         inputs = sum(x.numel() * 4 for x in (answer, target, prototypes)) / 1e6
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         begun = time.perf_counter()

@@ -9,14 +9,15 @@ intervals from a bootstrap over events. Prints a row of a Markdown table for eac
 """
 
 import argparse
-from dataclasses import replace
+import json
 from pathlib import Path
 
 import torch
 
+from larpanda.config import config_from_json
 from larpanda.data import open_events
 from larpanda.event import MIN_ENERGY_MEV, Motif
-from larpanda.model.backbone import Encoder
+from larpanda.model.backbone import Encoder, EncoderConfig
 from larpanda.model.bundle import load_bundle
 from larpanda.train.probing import probe_motifs
 from larpanda.train.recipes import NANO_ENCODER
@@ -31,12 +32,13 @@ def open_encoder(name: str) -> Encoder:
             torch.manual_seed(0)
             return Encoder(NANO_ENCODER).requires_grad_(False)
     checkpoint = Path(name) / "model.safetensors"
-    if (Path(name) / "MANIFEST.json").exists():
+    if (Path(name) / "MANIFEST.json").exists():  # RUN/checkpoints/step-XXXXXXXX
         from safetensors.torch import load_file
 
         prefix = "teacher.encoder."
         weights = {k.removeprefix(prefix): v for k, v in load_file(checkpoint).items() if k.startswith(prefix)}
-        encoder = Encoder(replace(NANO_ENCODER, mask_token="mask_token" in weights))
+        record = json.loads((Path(name).parents[1] / "config.json").read_text())
+        encoder = Encoder(config_from_json(EncoderConfig, record["config"]["encoder"], name))
         encoder.load_state_dict(weights)
         return encoder.requires_grad_(False)
     return load_bundle(name).model.encoder

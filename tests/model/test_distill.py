@@ -84,7 +84,8 @@ def test_neither_result_nor_gradient_depends_on_the_chunks(monkeypatch, chunk):
     monkeypatch.setattr(distill, "CHUNK", (chunk, chunk))
     x, prototypes, y, targets = unit(50), unit(12, seed=1), unit(40, seed=2), unit(12, seed=3)
     rng = np.random.default_rng(0)
-    pairs = Pairs(*(torch.from_numpy(rng.integers(0, n, 70)) for n in (50, 40)), torch.rand(70), torch.zeros(70))
+    rows = [torch.from_numpy(rng.integers(0, n, 70)) for n in (50, 40)]
+    pairs = Pairs(*rows, torch.ones(70), torch.rand(70), torch.zeros(70))
     scale = sinkhorn(y, targets, 0.05, 3).log_scale
     x.requires_grad_(), prototypes.requires_grad_()
     result = cross_entropy(Side(x, prototypes, 0.1, torch.zeros(12)), Side(y, targets, 0.05, scale), pairs)
@@ -105,7 +106,7 @@ def test_cross_entropy_is_entropy_plus_divergence():
     x, prototypes, y, targets = unit(80), unit(12, seed=1), unit(80, seed=2), unit(12, seed=3)
     rows = torch.arange(80)
     scale = torch.randn(12, generator=torch.Generator().manual_seed(4))
-    pairs = Pairs(rows, rows, torch.full((80,), 1 / 80), rows * 0)
+    pairs = Pairs(rows, rows, torch.full((80,), 1 / 80), torch.full((80,), 1 / 80), rows * 0)
     result = cross_entropy(Side(x, prototypes, 0.1, torch.zeros(12)), Side(y, targets, 0.06, scale), pairs)
     log_p = (x @ prototypes.t() / 0.1).double().log_softmax(1)
     log_q = (y @ targets.t() / 0.06 + scale).double().log_softmax(1)
@@ -257,7 +258,9 @@ def test_views_of_hardly_anything(make_cloud, n):
     model = make()
     result = model(views_of([event], ViewConfig(n_local=2)), 0.05)
     result.loss.backward()
-    assert result.loss.isfinite()
+    for name in ("loss", "local", "mask", "entropy", "kl", "matched_local", "matched_mask", "usage", "perplexity"):
+        assert getattr(result, name).isfinite(), name
+    assert all(spread.isfinite() for spread in result.spread)
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.student.parameters())
 
 

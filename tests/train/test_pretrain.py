@@ -144,13 +144,22 @@ def test_too_few_events(events, config, tmp_path):
         run(events, config, tmp_path / "run", probe=events[:4])
     with pytest.raises(ValueError, match="no motif labels"):
         run(events, config, tmp_path / "run", probe=stripped(events))
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_recipe_is_the_papers():
     """Sections 3.1.2, 3.3 and 3.5, number by number; schedules at 0, 2.5, 5, 50 and 100 %."""
     config = panda_pretrain()
     assert config.steps * config.batch_events == pytest.approx(10e6, rel=1e-5)
+    assert config.batch_events == 48
     assert (config.distill.prototypes, config.distill.width, config.distill.level) == (4096, 256, 2)
+    assert (config.distill.student_temperature, config.distill.teacher_temperature) == (0.1, (0.04, 0.07))
+    assert (config.distill.local_weight, config.distill.mask_weight, config.distill.swap_weight) == (0.5, 0.5, 0.0)
+    assert (config.distill.momentum, config.distill.temperature_warmup) == ((0.994, 1.0), 0.05)
+    assert (config.views.global_share, config.views.local_share) == ((0.4, 1.0), (0.1, 0.4))
+    assert (config.views.position_jitter, config.views.charge_jitter, config.views.mask_jitter) == (0.5, 0.05, 1.0)
+    assert (config.optim.betas, config.optim.layer_decay, config.optim.clip) == ((0.9, 0.999), 0.9, 3.0)
+    assert (config.optim.lr, config.optim.warmup, config.encoder.mask_token) == (2.6e-3, 0.05, True)
     at = (0.0, 0.025, 0.05, 0.5, 1.0)
     rates = [learning_rate(config.optim, p) / 2.6e-3 for p in at]
     half = 1e-3 + (1 - 1e-3) * np.cos(np.pi / 2 * 0.45 / 0.95) ** 2
@@ -244,6 +253,7 @@ def test_two_processes_pretrain_as_one(file, tmp_path):
     for a, b in zip(one, two, strict=True):
         for name in a.keys() & {"local", "mask", "entropy", "kl", "matched_local", "matched_mask", "temperature"}:
             assert b[name] == pytest.approx(a[name], rel=1e-4), name
+        assert b.get("spread_1", 1) == pytest.approx(a.get("spread_1", 1), rel=1e-4)
         assert b.get("perplexity", 1) == pytest.approx(a.get("perplexity", 1), rel=0.1)  # of 16, from argmax
 
 

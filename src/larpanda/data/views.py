@@ -83,6 +83,10 @@ class ViewConfig:
             low, high = getattr(self, name)
             if not 0 < low <= high <= 1:
                 raise ValueError(f"{name} is {low:g}, {high:g}; expected 0 < first <= second <= 1")
+        if not (0 <= self.turn <= 1 and 0 <= self.flip <= 1 and 0 <= self.mask_warmup <= 1):
+            raise ValueError("turn, flip and mask_warmup must be in 0..1")
+        if min(self.position_jitter, self.charge_jitter, self.mask_jitter) < 0:
+            raise ValueError("position_jitter, charge_jitter and mask_jitter must not be negative")
         if self.n_local < 0 or self.max_points < 2 or min(self.mask_voxels) <= 0:
             raise ValueError("needs n_local >= 0, max_points >= 2 and positive mask_voxels")
 

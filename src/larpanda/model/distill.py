@@ -6,7 +6,7 @@ points and P prototypes exist for a chunk of points at a time only: memory does 
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -136,11 +136,12 @@ class SelfDistillation(nn.Module):
         config = self.config
         with torch.no_grad():
             whole = self.teacher.encoder(views.teacher)
-            target = self.teacher.projection(whole.upcast(config.level))
         seen = self.student.encoder(views.student, views.draws, views.masked)
-        answer = self.student.projection(seen.upcast(config.level))
-        prototypes, told = self.student.projection.directions(), self.teacher.projection.directions()
-        with torch.autocast(answer.device.type, enabled=False):
+        with torch.autocast(views.student.energy.device.type, enabled=False):  # cosines are divided by 0.03 or so
+            with torch.no_grad():
+                target = self.teacher.projection(whole.upcast(config.level).float())
+            answer = self.student.projection(seen.upcast(config.level).float())
+            prototypes, told = self.student.projection.directions(), self.teacher.projection.directions()
             balance = sinkhorn(target, told, temperature, config.sinkhorn)
             pairs, matched = match(views, whole, seen, config)
             result = cross_entropy(
@@ -148,13 +149,11 @@ class SelfDistillation(nn.Module):
                 Side(target, told, temperature, balance.log_scale),
                 pairs,
             )
-        weights = (config.local_weight, config.mask_weight, config.swap_weight)
-        weighted = result.value * pairs.weight
-        local, mask, swap = (weighted[pairs.term == t].sum() / (w or 1.0) for t, w in enumerate(weights))
+        terms = torch.zeros(3, device=answer.device).index_add_(0, pairs.term, result.value * pairs.share)
+        local, mask, swap = terms.unbind()
         usage = balance.nearest.count_nonzero() / config.prototypes
-        share = balance.nearest / balance.nearest.sum()
+        share = balance.nearest / balance.nearest.sum().clamp(min=1)
         scale = pairs.weight / total(pairs.weight.sum()).clamp(min=1e-12)  # a term may have no pairs in a batch
-        spread = tuple(_deviation(x.float()) / world() for x in whole.features)
         return Distilled(
             loss=result.loss,
             local=local,
@@ -166,7 +165,7 @@ class SelfDistillation(nn.Module):
             matched_mask=matched[1],
             usage=usage / world(),
             perplexity=torch.special.entr(share).sum().exp() / world(),
-            spread=spread,
+            spread=tuple(deviation / world() for deviation in _deviations(whole.features)),
         )
 
     @torch.no_grad()
@@ -186,7 +185,8 @@ class Pairs:
 
     student: Tensor  # [M] int64, row of the student's cells
     teacher: Tensor  # [M] int64, row of the teacher's cells
-    weight: Tensor  # [M] float32, in the loss
+    share: Tensor  # [M] float32, in the mean of its term
+    weight: Tensor  # [M] float32, in the loss: share times the weight of the term
     term: Tensor  # [M] int64, LOCAL, MASK or SWAP
 
 
@@ -224,9 +224,10 @@ def match(views: ViewBatch, whole: Pyramid, seen: Pyramid, config: DistillConfig
     size = torch.bincount(group, minlength=len(asks) * n_seen).view(len(asks), n_seen)
     asked = torch.stack([asks[LOCAL].sum(), asks[MASK].sum()])
     counts = total(torch.cat([(size > 0).sum(1), asked]).float())
-    weight = query.new_tensor(weights) / counts[: len(asks)].clamp(min=1)
-    share = size[:2].sum(1) / counts[-2:].clamp(min=1)
-    return Pairs(student, torch.cat(teachers), weight[term] / size.flatten()[group], term), share
+    found_share = size[:2].sum(1) / counts[-2:].clamp(min=1)
+    share = 1.0 / (counts[: len(asks)].clamp(min=1)[term] * size.flatten()[group])
+    weight = share * query.new_tensor(weights)[term]
+    return Pairs(student, torch.cat(teachers), share, weight, term), found_share
 
 
 def _origins(pyramid: Pyramid, origin: Tensor, masked: Tensor | None, level: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -338,9 +339,14 @@ class _CrossEntropy(torch.autograd.Function):
         return grad_x * grad, grad_prototypes * grad, None, None, None
 
 
-def _deviation(x: Tensor) -> Tensor:
-    """Mean over channels of the standard deviation over rows; 0 of none. [M, C] -> scalar."""
-    return x.std(0, correction=0).mean() if len(x) else x.new_zeros(())
+def _deviations(features: Sequence[Tensor]) -> list[Tensor]:
+    """Mean over channels of the standard deviation over the cells of all processes; of each level, 0 without cells."""
+    sums = [torch.cat([x.sum(0), x.square().sum(0), x.new_tensor([len(x)])]) for x in (f.double() for f in features)]
+    result = []
+    for both in torch.split(total(torch.cat(sums)), [len(one) for one in sums]):
+        first, second = (both[:-1] / both[-1].clamp(min=1)).chunk(2)
+        result.append((second - first.square()).clamp(min=0).sqrt().mean())
+    return result
 
 
 def _chunks(n_rows: int, prototypes: Tensor) -> Iterator[slice]:

@@ -44,7 +44,7 @@ def fit(
     """Train until ``config.steps``, from the newest checkpoint of the run if there is one.
 
     Checkpoints are the newest few and the best: the one after which the first number that ``task.evaluate`` names was
-    highest. ``task.evaluate`` is called in every process of the run.
+    highest. ``task.evaluate`` is called in the first process; if it fails that is said, and the run goes on.
 
     Args:
         task: what to learn; its model is changed in place.
@@ -142,10 +142,12 @@ def fit(
             elif done % SAY_EVERY == 0:
                 say(f"{line}  {timedelta(seconds=round(to_go))} to go")
             if done % config.evaluate_every == 0 or done == config.steps:
-                result = task.evaluate()
+                result = on_first(lambda: _evaluated(task, done, say))  # noqa: B023, it is called here
                 state = _scored(state, result)
-                journal.write({"step": done, **{f"validation_{key}": value for key, value in result.items()}})
-                say(f"step {done}/{config.steps}  " + "  ".join(f"{key} {value:.4f}" for key, value in result.items()))
+                if result:
+                    journal.write({"step": done, **{f"validation_{key}": value for key, value in result.items()}})
+                    numbers = "  ".join(f"{key} {value:.4f}" for key, value in result.items())
+                    say(f"step {done}/{config.steps}  {numbers}")
             stopping = summed["stop"] > 0 and done < config.steps
             last = stopping or done == config.steps
             if last or done % config.save_every == 0:
@@ -180,6 +182,14 @@ def _summed(losses: Losses, others: Mapping[str, Tensor | float]) -> dict[str, f
     device = losses.total.device
     tensors = [torch.as_tensor(value, dtype=torch.float64, device=device).detach() for value in values.values()]
     return dict(zip(values, total(torch.stack(tensors)).tolist(), strict=True))
+
+
+def _evaluated(task: Task[B], step: int, say: Callable[[str], None]) -> Mapping[str, float]:
+    try:
+        return task.evaluate()
+    except (ValueError, OSError) as error:  # weeks of training are not to be lost to a file of validation events
+        say(f"step {step}: no validation: {error}")
+        return {}
 
 
 def _scored(state: State, result: Mapping[str, float]) -> State:

@@ -60,6 +60,8 @@ def pretrain(
             f"{', '.join(probe_sources)}: {len(probe_events)} events; the probe takes {config.probe.n_events} "
             "(probe.train_events, choose_events and test_events)"
         )
+    if probe_events and not any(probe_events[i].has_truth for i in range(min(len(probe_events), 20))):
+        raise ValueError(f"{', '.join(probe_sources)}: the first events have no motif labels; the probe needs truth")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = SelfDistillation(config.encoder, config.distill)
@@ -91,8 +93,12 @@ def pretrain(
         if not fit(task, events, config, run, say, live):
             return None
         say(f"{(time.monotonic() - started) / 60:.1f} minutes")
-        scores = task.evaluate()
-        on_first(lambda: save_teacher(bundle, model, config, {**record, "probe_scores": dict(scores)}))
+
+        def save() -> None:
+            scores = task.evaluate() if task.scores is None else task.scores
+            save_teacher(bundle, model, config, {**record, "probe_scores": dict(scores)})
+
+        on_first(save)
     return bundle
 
 

@@ -121,8 +121,8 @@ def nano_pretrain() -> PretrainConfig:
             teacher_temperature=(0.03, 0.03),  # 0.07 belongs to 4,096 x 256; here targets drift to uniform
             momentum=(0.98, 1.0),
         ),
-        save_every=250,
-        evaluate_every=500,
+        save_every=180,  # 10, 50 and 100 % are multiples
+        evaluate_every=360,
     )
 
 

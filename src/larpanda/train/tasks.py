@@ -25,7 +25,7 @@ class Losses:
     """What a step minimises, and its parts for the log: this process's shares, which sum to those of the batch."""
 
     total: Tensor  # scalar
-    parts: Mapping[str, Tensor]  # scalars without gradient
+    parts: Mapping[str, Tensor | float]  # scalars without gradient
 
 
 class Batch(Protocol):
@@ -178,6 +178,7 @@ class Pretrain:
         """Learn from charge alone. steps: of the run; probe_events: with truth, ``probe.n_events``; none: no probe."""
         self.model, self.views, self.min_energy_mev = model, views, min_energy_mev
         self.probe, self.probe_events, self.seed = probe, probe_events, seed
+        self.scores: Mapping[str, float] | None = None  # of the last evaluation
         self.watch = CollapseWatch(model.config.prototypes, steps)
         self.batch = ViewBatches(views, min_energy_mev, model.student.encoder.n_draws)
 
@@ -186,14 +187,14 @@ class Pretrain:
         temperature = self.model.config.temperature_at(progress)
         done = self.model(batch, temperature)
         names = ("local", "mask", "entropy", "kl", "matched_local", "matched_mask", "usage", "perplexity")
-        parts = {name: getattr(done, name).detach() for name in names}
+        parts: dict[str, Tensor | float] = {name: getattr(done, name).detach() for name in names}
         if self.model.config.swap_weight:
             parts["swap"] = done.swap.detach()
         parts |= {f"spread_{level}": value for level, value in enumerate(done.spread)}
         size, ratio = self.views.patch(progress)
         known = {"temperature": temperature, "mask_voxels": size, "mask_ratio": ratio}
         known["momentum"] = self.model.config.momentum_at(progress)
-        parts |= {name: done.loss.new_tensor(value / world()) for name, value in known.items()}
+        parts |= {name: value / world() for name, value in known.items()}
         return Losses(done.loss, parts)
 
     def after_step(self, progress: float) -> None:
@@ -216,7 +217,8 @@ class Pretrain:
             self.model.teacher.encoder, train, choose, test, self.min_energy_mev, self.probe.points, seed=self.seed
         )
         scores = {f"f1_{m.name.lower()}": float(result.f1[m]) for m in Motif}
-        return {"macro_f1": result.macro_f1, **scores, "probe_penalty": penalty}
+        self.scores = {"macro_f1": result.macro_f1, **scores, "probe_penalty": penalty}
+        return self.scores
 
 
 @torch.no_grad()
