@@ -234,6 +234,23 @@ def test_masked_points_move_on_both_sides_and_the_others_stay(make_cloud):
         assert np.array_equal(hidden.energy, whole.energy)
 
 
+def test_masked_points_can_be_taken_away(make_cloud):
+    """What is left is what a masked view would show; the teacher's views are the same."""
+    event = make_cloud(400)
+    config = replace(STILL, mask_voxels=(5.0, 5.0))
+    shown, gone = (
+        make_views(event, replace(config, remove_masked=remove), 0.0, np.random.default_rng(0))
+        for remove in (False, True)
+    )
+    for i in range(2):
+        assert np.array_equal(shown.whole[i].position, gone.whole[i].position)
+        assert np.array_equal(shown.hidden[i].position[~shown.masked[i]], gone.hidden[i].position)
+        assert np.array_equal(shown.hidden[i].energy[~shown.masked[i]], gone.hidden[i].energy)
+        assert 0 < len(gone.hidden[i].energy) < len(shown.hidden[i].energy)
+        assert len(gone.masked[i]) == len(gone.hidden[i].energy)
+        assert not gone.masked[i].any()
+
+
 @pytest.mark.parametrize("n", [0, 1, 2, 3])
 def test_views_of_hardly_anything(make_cloud, n):
     event = make_cloud(5)

@@ -75,6 +75,9 @@ class ViewConfig:
     """Share of the occupied patches that are masked, at the beginning and after the warm-up."""
     mask_warmup: float = 0.05
     """Share of the run in which patches grow and become more."""
+    remove_masked: bool = False
+    """Take masked points away from the student instead of hiding what they are: a smaller view, as the authors' later
+    code has it. The mask loss is then over what is left (``distill.masked_only`` false)."""
     mask_jitter: float = 1.0
     """Width of the further normal deviate on coordinates of masked points, voxels; cut at two widths on both sides."""
 
@@ -111,7 +114,7 @@ class EventViews:
     """What the teacher and the student see of an event."""
 
     whole: tuple[View, View]  # global views: what the teacher sees
-    hidden: tuple[View, View]  # the same as the student sees them: masked points moved
+    hidden: tuple[View, View]  # the same as the student sees them: masked points moved, or gone
     masked: tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]  # [M] each: which points the student is not told
     local: tuple[View, ...]
 
@@ -150,9 +153,11 @@ def make_views(event: Event, config: ViewConfig, progress: float, rng: np.random
         uncovered[crops[-1]] = False
     seen = [_change(position[rows], energy[rows], config, rng) for rows in (first, second, *crops)]
     size, ratio = config.patch(progress)
-    masked = (mask_patches(seen[0].position, size, ratio, rng), mask_patches(seen[1].position, size, ratio, rng))
-    hidden = (_hide(seen[0], masked[0], config, rng), _hide(seen[1], masked[1], config, rng))
-    return EventViews((seen[0], seen[1]), hidden, masked, tuple(seen[2:]))
+    masks = [mask_patches(view.position, size, ratio, rng) for view in seen[:2]]
+    (first_hidden, first_mask), (second_hidden, second_mask) = (
+        _hide(view, mask, config, rng) for view, mask in zip(seen, masks, strict=False)
+    )
+    return EventViews((seen[0], seen[1]), (first_hidden, second_hidden), (first_mask, second_mask), tuple(seen[2:]))
 
 
 def mask_patches(position: Floats, size: float, ratio: float, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
@@ -212,10 +217,18 @@ def _change(origin: Floats, energy: Floats, config: ViewConfig, rng: np.random.G
     return View(cell[first].astype(np.float32), summed.astype(np.float32), mean.astype(np.float32))
 
 
-def _hide(view: View, masked: npt.NDArray[np.bool_], config: ViewConfig, rng: np.random.Generator) -> View:
-    """Move masked points, so that the student cannot group them by their place alone (paper section 3.3.2)."""
+def _hide(
+    view: View, masked: npt.NDArray[np.bool_], config: ViewConfig, rng: np.random.Generator
+) -> tuple[View, npt.NDArray[np.bool_]]:
+    """The view as the student gets it, and which of its points are masked.
+
+    Masked points are moved, so that the student cannot group them by their place alone (paper section 3.3.2).
+    """
+    if config.remove_masked:
+        left = ~masked
+        return View(view.position[left], view.energy[left], view.origin[left]), np.zeros(left.sum(), np.bool_)
     moved = view.position + np.round(_deviates(rng, config.mask_jitter, view.position.shape))
-    return replace(view, position=np.where(masked[:, None], moved, view.position).astype(np.float32))
+    return replace(view, position=np.where(masked[:, None], moved, view.position).astype(np.float32)), masked
 
 
 def _turning(config: ViewConfig, rng: np.random.Generator) -> npt.NDArray[np.float64]:
