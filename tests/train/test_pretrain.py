@@ -129,6 +129,7 @@ def test_the_encoder_is_the_teachers_and_can_be_fine_tuned(events, config, tiny_
     [
         ({"steps": 0}, "at least 1"),
         ({"workers": -1}, "workers is -1"),
+        ({"views": ViewConfig(remove_masked=True)}, "set distill.masked_only=false"),
         ({"encoder": replace(ENCODER, mask_token=False)}, "mask_token must be true"),
     ],
 )

@@ -77,6 +77,8 @@ class PretrainConfig:
             raise ValueError(f"workers is {self.workers}; expected 0 or more")
         if not self.encoder.mask_token:
             raise ValueError("pre-training masks points: encoder.mask_token must be true")
+        if self.views.remove_masked and self.distill.masked_only and self.distill.mask_weight:
+            raise ValueError("views.remove_masked leaves no masked points to learn from: set distill.masked_only=false")
 
 
 def panda_pretrain() -> PretrainConfig:
