@@ -109,11 +109,12 @@ def nano_pretrain() -> PretrainConfig:
     """The encoder of `nano_semantic`, pre-trained on two CPU cores. Settings found by trial: docs/lab-notes.md."""
     return PretrainConfig(
         encoder=replace(NANO_ENCODER, mask_token=True),
-        steps=3600,
+        steps=10_000,
         batch_events=8,
         optim=OptimConfig(lr=5e-3, weight_decay=0.04, clip=3.0),
-        # Smaller crops: twice the steps in the same time. Voxels stay whole, as they are in what is reconstructed.
-        views=ViewConfig(n_local=4, max_points=1500, quarter_turns=True, position_jitter=0.0),
+        # Smaller crops, and masked points taken away: four times the steps in the same time. Voxels stay whole, as they
+        # are in what is reconstructed.
+        views=ViewConfig(n_local=4, max_points=1500, quarter_turns=True, position_jitter=0.0, remove_masked=True),
         distill=DistillConfig(
             prototypes=1024,
             width=128,
@@ -122,9 +123,10 @@ def nano_pretrain() -> PretrainConfig:
             radius=1.0,
             teacher_temperature=(0.03, 0.03),  # 0.07 belongs to 4,096 x 256; here targets drift to uniform
             momentum=(0.98, 1.0),
+            masked_only=False,
         ),
-        save_every=180,  # 10, 50 and 100 % are multiples
-        evaluate_every=360,
+        save_every=500,
+        evaluate_every=1000,
     )
 
 
