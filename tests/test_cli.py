@@ -310,7 +310,7 @@ def test_a_folder_that_cannot_be_written_to(small, tmp_path):
         locked.chmod(0o555)
         command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *command]
         if subprocess.run([*command[:4], sys.executable, "-c", "import larpanda"], capture_output=True).returncode:
-            pytest.skip("the environment is closed to other users")
+            pytest.skip("the interpreter lies where another user, as whom the command is run, may not read")
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2
     assert len(result.stderr.strip().splitlines()) == 1

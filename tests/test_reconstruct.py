@@ -90,7 +90,7 @@ def test_heads_that_are_not_there(model, tmp_path, make_cloud):
         model.instances(make_cloud(5), "muon")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for what is missing")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it asks for CUDA where there is none, and here there is")
 def test_a_device_that_is_not_there(tmp_path, model):
     with pytest.raises(ValueError, match="no CUDA device here"):
         larpanda.load(tmp_path / "bundle", device="cuda")
