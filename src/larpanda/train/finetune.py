@@ -1,7 +1,6 @@
 """A fine-tuning run: its folder, its first weights, and the bundle and card it ends with."""
 
 import platform
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,10 +11,8 @@ import torch
 from larpanda import __version__
 from larpanda.event import Event
 from larpanda.model.bundle import Model, load_bundle, save_bundle
-from larpanda.parallel import joined, on_first, rank
-from larpanda.train.loop import fit
+from larpanda.train.loop import train
 from larpanda.train.recipes import FinetuneConfig
-from larpanda.train.run import claimed
 from larpanda.train.tasks import Semantic
 
 
@@ -68,22 +65,16 @@ def finetune_semantic(
         "from": start or "scratch",
         "larpanda": __version__,
     }
-    with joined(device) as where, claimed(run, record):
-        if rank() > 0:
-            say, live = (lambda line: None), None
-        bundle = run / "bundle"
-        if on_first(bundle.exists):
-            say(f"{run}: this run has ended already")
-            return bundle
-        task = Semantic(model.to(where), config.augmentation, config.lovasz_weight, events[n_train:])
-        started = time.monotonic()
-        if not fit(task, events[:n_train], config, run, say, live):
-            return None
-        say(f"{(time.monotonic() - started) / 60:.1f} minutes")
+
+    def begin(where: torch.device) -> Semantic:
+        return Semantic(model.to(where), config.augmentation, config.lovasz_weight, events[n_train:])
+
+    def end(task: Semantic, bundle: Path) -> None:
         validation = task.evaluate()
         provenance = {**record, "validation": dict(validation)}
-        on_first(lambda: save_bundle(bundle, model, provenance, _card(record, validation), half=True))
-    return bundle
+        save_bundle(bundle, model, provenance, _card(record, validation), half=True)
+
+    return train(events[:n_train], config, run, record, begin, end, device=device, say=say, live=live)
 
 
 def _first_model(config: FinetuneConfig, start: str | None) -> tuple[Model, FinetuneConfig]:

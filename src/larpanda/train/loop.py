@@ -1,4 +1,4 @@
-"""fit(): the one training loop. Step, log, evaluate, save; started again, it goes on where it was, bit for bit.
+"""train() and fit(): the one training loop. Step, log, evaluate, save; started again, it goes on, bit for bit.
 
 What a step does is a function of its number and the weights: learning rate, weight decay, the order of events, views,
 and what the model skips. So the state of a run is its weights, the optimizer's moments, and a few numbers. The same
@@ -13,24 +13,73 @@ from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from larpanda.data.stream import Stream
 from larpanda.event import Event
-from larpanda.parallel import give_back_memory, on_first, rank, sum_gradients, total, world
+from larpanda.parallel import give_back_memory, joined, on_first, rank, sum_gradients, total, world
 from larpanda.train.checkpoint import Checkpoints, State, share_state
 from larpanda.train.fault import fault_point
 from larpanda.train.journal import Journal
 from larpanda.train.loader import Share, inputs
 from larpanda.train.optim import learning_rate, make_optimizer, set_learning_rate, set_weight_decay, weight_decay
-from larpanda.train.run import RunConfig, config_hash
+from larpanda.train.run import RunConfig, claimed, config_hash
 from larpanda.train.stop import stop_signals
 from larpanda.train.tasks import B, Losses, Task
 
+T = TypeVar("T", bound=Task[Any])
+
 SAY_EVERY = 50
 MOST_SKIPPED = 3  # steps in a row that are not finite, before the run gives up
+
+
+def train(
+    events: Sequence[Event],
+    config: RunConfig,
+    run: Path,
+    record: Mapping[str, Any],
+    begin: Callable[[torch.device], T],
+    end: Callable[[T, Path], None],
+    *,
+    device: str,
+    say: Callable[[str], None],
+    live: Callable[[str], None] | None,
+) -> Path | None:
+    """A whole run, of any task: own its folder, ``fit``, and write its bundle. Started by torchrun, processes share it.
+
+    Args:
+        events: to train on.
+        config: steps, sizes, seed.
+        run: folder for config.json, metrics.jsonl, checkpoints/ and bundle/.
+        record: what the run is (``run.claimed``).
+        begin: makes the task, its model on the device.
+        end: writes the bundle of the trained task, in the first process.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        say: takes one line of progress.
+        live: as in ``fit``.
+
+    Returns:
+        The folder of the bundle, also if the run has ended before; None if a signal asked it to stop: it can go on.
+
+    Raises:
+        ValueError: a run folder of another configuration, and as ``fit``.
+    """
+    with joined(device) as where, claimed(run, record):
+        if rank() > 0:
+            say, live = _silent, None
+        bundle = run / "bundle"
+        if on_first(bundle.exists):
+            say(f"{run}: this run has ended already")
+            return bundle
+        task, started = begin(where), time.monotonic()
+        if not fit(task, events, config, run, say, live):
+            return None
+        say(f"{(time.monotonic() - started) / 60:.1f} minutes")
+        on_first(lambda: end(task, bundle))
+    return bundle
 
 
 def fit(
@@ -67,8 +116,6 @@ def fit(
         raise ValueError(
             f"batch_events is {config.batch_events} and {world()} processes train; expected an event for each at least"
         )
-    if rank() > 0:
-        say, live = _silent, None
     optimizer = make_optimizer(task.model, config.optim)
     checkpoints = Checkpoints(run / "checkpoints", config_hash(config), say)
     state = on_first(lambda: checkpoints.resume(task.model, optimizer))

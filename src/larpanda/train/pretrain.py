@@ -1,7 +1,6 @@
 """A pre-training run: its folder, its first weights, and the encoder it ends with."""
 
 import platform
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,10 +12,8 @@ from larpanda import __version__
 from larpanda.event import Event
 from larpanda.model.bundle import Model, ModelConfig, save_bundle
 from larpanda.model.distill import SelfDistillation
-from larpanda.parallel import joined, on_first, rank
-from larpanda.train.loop import fit
+from larpanda.train.loop import train
 from larpanda.train.recipes import PretrainConfig
-from larpanda.train.run import claimed
 from larpanda.train.tasks import Pretrain
 
 
@@ -73,14 +70,9 @@ def pretrain(
         "probe": list(probe_sources),
         "larpanda": __version__,
     }
-    with joined(device) as where, claimed(run, record):
-        if rank() > 0:
-            say, live = (lambda line: None), None
-        bundle = run / "bundle"
-        if on_first(bundle.exists):
-            say(f"{run}: this run has ended already")
-            return bundle
-        task = Pretrain(
+
+    def begin(where: torch.device) -> Pretrain:
+        return Pretrain(
             model.to(where),
             config.steps,
             config.views,
@@ -89,17 +81,12 @@ def pretrain(
             probe_events,
             seed=config.seed,
         )
-        started = time.monotonic()
-        if not fit(task, events, config, run, say, live):
-            return None
-        say(f"{(time.monotonic() - started) / 60:.1f} minutes")
 
-        def save() -> None:
-            scores = task.evaluate() if task.scores is None else task.scores
-            save_teacher(bundle, model, config, {**record, "probe_scores": dict(scores)})
+    def end(task: Pretrain, bundle: Path) -> None:
+        scores = task.evaluate() if task.scores is None else task.scores
+        save_teacher(bundle, model, config, {**record, "probe_scores": dict(scores)})
 
-        on_first(save)
-    return bundle
+    return train(events, config, run, record, begin, end, device=device, say=say, live=live)
 
 
 def save_teacher(folder: Path, model: SelfDistillation, config: PretrainConfig, record: Mapping[str, Any]) -> None:

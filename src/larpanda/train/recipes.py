@@ -109,7 +109,7 @@ def nano_pretrain() -> PretrainConfig:
     """The encoder of `nano_semantic`, pre-trained on two CPU cores. Settings found by trial: docs/lab-notes.md."""
     return PretrainConfig(
         encoder=replace(NANO_ENCODER, mask_token=True),
-        steps=10_000,
+        steps=8_000,
         batch_events=8,
         optim=OptimConfig(lr=5e-3, weight_decay=0.04, clip=3.0),
         # Smaller crops, and masked points taken away: four times the steps in the same time. Voxels stay whole, as they
@@ -125,8 +125,8 @@ def nano_pretrain() -> PretrainConfig:
             momentum=(0.98, 1.0),
             masked_only=False,
         ),
-        save_every=500,
-        evaluate_every=1000,
+        save_every=400,
+        evaluate_every=800,
     )
 
 
