@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-PENALTIES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # from strong to weak: each fit begins where the last one ended
+PENALTIES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)  # from strong to weak: each fit begins where the last one ended
 ITERATIONS = 200
 
 
@@ -62,31 +62,50 @@ def fit_probes(
     if not torch.isfinite(mean).all() or not torch.isfinite(deviation).all():
         raise ValueError("features are not finite; a probe cannot be fitted")
     scale = torch.where(deviation > 1e-6 * deviation.max(), 1.0 / deviation, 0.0)  # constant features say nothing
-    one_hot_mean = torch.nn.functional.one_hot(label, n_classes).float()
+    one_hot = torch.nn.functional.one_hot(label, n_classes).float()
     n, channels = x.shape
+    share = one_hot.mean(0)
+    spread = (share * (1.0 - share)).clamp(min=1.0 / n)  # what the curvature of a class's weights is in proportion to
+    correlation = (x.t() @ x / n - torch.outer(mean, mean)) * torch.outer(scale, scale)
+    variance, axes = torch.linalg.eigh(correlation.double())
+    variance, axes = variance.clamp(min=0.0).float(), axes.float()
 
-    def value(flat: npt.NDArray[np.float64], penalty: float) -> tuple[float, npt.NDArray[np.float64]]:
-        theta = torch.from_numpy(flat).float().view(channels + 1, n_classes)
-        weight = theta[:-1] * scale[:, None]
-        log_p = torch.addmm(theta[-1] - mean @ weight, x, weight).log_softmax(1)
+    def steps(penalty: float) -> Tensor:
+        """[C + 1, K]: the length of a step along each axis, and of the bias, after which curvatures are alike."""
+        return torch.cat([torch.outer(variance, spread) + penalty, spread[None]]).rsqrt()
+
+    def unfold(flat: npt.NDArray[np.float64], step: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights [C, K] for scaled features, and bias [K] at their mean."""
+        theta = torch.from_numpy(flat).float().view(channels + 1, n_classes) * step
+        return axes @ theta[:-1], theta[-1]
+
+    def value(flat: npt.NDArray[np.float64], penalty: float, step: Tensor) -> tuple[float, npt.NDArray[np.float64]]:
+        scaled, bias = unfold(flat, step)
+        weight = scaled * scale[:, None]
+        log_p = torch.addmm(bias - mean @ weight, x, weight).log_softmax(1)
         loss = -log_p.gather(1, label[:, None]).double().mean().item()
-        error = (log_p.exp_() - one_hot_mean) / n
-        grad = (x.t() @ error - torch.outer(mean, error.sum(0))) * scale[:, None]
-        grad = torch.cat([grad + penalty * theta[:-1], error.sum(0)[None]])
-        return loss + penalty / 2 * theta[:-1].square().sum().item(), grad.double().flatten().numpy()
+        error = (log_p.exp_() - one_hot) / n
+        grad = (x.t() @ error - torch.outer(mean, error.sum(0))) * scale[:, None] + penalty * scaled
+        grad = torch.cat([axes.t() @ grad, error.sum(0)[None]]) * step
+        return loss + penalty / 2 * scaled.square().sum().item(), grad.double().flatten().numpy()
 
-    theta = torch.zeros(channels + 1, n_classes)
+    scaled, bias = torch.zeros(channels, n_classes), torch.zeros(n_classes)
     if first is not None:
-        theta = torch.cat(
-            [first.weight / scale.where(scale > 0, torch.inf)[:, None], (first.bias + mean @ first.weight)[None]]
-        )
-    start, probes = theta.double().flatten().numpy(), []
+        scaled = first.weight / scale.where(scale > 0, torch.inf)[:, None]
+        bias = first.bias + mean @ first.weight
+    probes = []
     for penalty in penalties:
+        step = steps(penalty)
+        start = (torch.cat([axes.t() @ scaled, bias[None]]) / step).double().flatten().numpy()
         done = minimize(
-            value, start, (penalty,), "L-BFGS-B", jac=True, options={"maxiter": iterations, "ftol": 1e-7, "gtol": 1e-6}
+            value,
+            start,
+            (penalty, step),
+            "L-BFGS-B",
+            jac=True,
+            options={"maxiter": iterations, "ftol": 1e-7, "gtol": 1e-6},
         )
-        start = done.x
-        theta = torch.from_numpy(start).float().view(channels + 1, n_classes)
-        weight = theta[:-1] * scale[:, None]
-        probes.append(Probe(weight, theta[-1] - mean @ weight, penalty))
+        scaled, bias = unfold(done.x, step)
+        weight = scaled * scale[:, None]
+        probes.append(Probe(weight, bias - mean @ weight, penalty))
     return probes
