@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Floats = npt.NDArray[np.float64]
-MOST_POINTS = 2000  # of a curve as it is drawn
+MOST_POINTS = 800  # of a curve as it is drawn
 SMOOTH_FROM = 200  # steps; a shorter curve is drawn as it is
 
 
@@ -138,7 +138,7 @@ def curves_page(
 
     Returns:
         A self-contained page, the same text for the same numbers. A curve of more than 200 steps has its running mean
-        over a hundredth of them in front of the raw values; one of more than 2,000 is thinned, its raw extremes kept.
+        over a hundredth of them in front of the raw values; one of more than 800 is thinned, its raw extremes kept.
     """
     sections = []
     for group in (*GROUPS, _others(curves)):
