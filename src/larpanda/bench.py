@@ -26,13 +26,10 @@ from larpanda.sparse.convolve import convolve
 from larpanda.sparse.grid import coarsen, voxelize
 from larpanda.sparse.neighbors import KERNEL, neighbor_map
 from larpanda.sparse.segment import max_runs
-from larpanda.train.recipes import nano_semantic, panda_semantic
+from larpanda.train.recipes import NANO_ENCODER
 
 Result = TypeVar("Result")
-SIZES: dict[str, Callable[[], EncoderConfig]] = {
-    "panda": lambda: panda_semantic().model.encoder,
-    "nano": lambda: nano_semantic().model.encoder,
-}
+SIZES = {"panda": EncoderConfig(), "nano": NANO_ENCODER}
 SEED = 150  # of the generated events
 WARM_UP = 2
 SPREAD = 0.1  # events have 1 - SPREAD to 1 + SPREAD times the number of voxels asked for
@@ -77,7 +74,7 @@ def measure(case: Case) -> list[Row]:
     if case.what == "parts":
         return _parts(case, batches)
     torch.manual_seed(0)
-    encoder = Encoder(SIZES[case.size]()).to(device)
+    encoder = Encoder(SIZES[case.size]).to(device)
     backward = case.what == "backward"
     if not backward:
         for_inference(encoder, DTYPES[case.dtype])
@@ -155,7 +152,7 @@ def _step(encoder: Encoder, batch: PointBatch, backward: bool) -> Pyramid:
 @torch.no_grad()
 def _parts(case: Case, batches: Sequence[PointBatch]) -> list[Row]:
     """The parts of the finest level, at its width."""
-    config = SIZES[case.size]()
+    config = SIZES[case.size]
     channels, heads = config.channels[0], config.channels[0] // config.head_dim
     device, dtype = batches[0].energy.device, DTYPES[case.dtype]
     took: dict[str, list[float]] = {}

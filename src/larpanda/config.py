@@ -17,7 +17,7 @@ def config_from_json(kind: type[Config], values: Mapping[str, Any], where: str) 
     """Make a config dataclass of JSON values: types checked, lists back to tuples, defaults for what is left out.
 
     Args:
-        kind: the dataclass; its fields may be dataclasses, or tuples of them.
+        kind: the dataclass; its fields may be dataclasses, tuples of them, or one of several kinds.
         values: by the name of the field.
         where: what messages begin with: a file, a flag.
 
@@ -58,9 +58,10 @@ def override(config: Config, settings: Sequence[str], where: str = "--set") -> C
 
 def _build(kind: Any, values: Any, where: str, path: str) -> Any:
     """A dataclass, or a tuple of dataclasses, or a plain value."""
-    optional = [one for one in get_args(kind) if one is not type(None)]
-    if get_origin(kind) in (Union, types.UnionType) and len(optional) == 1 and is_dataclass(optional[0]):
-        return None if values is None else _build(optional[0], values, where, path)
+    if get_origin(kind) in (Union, types.UnionType) and any(is_dataclass(one) for one in get_args(kind)):
+        if values is None and type(None) in get_args(kind):
+            return None
+        return _build(_alternative([one for one in get_args(kind) if is_dataclass(one)], values), values, where, path)
     if get_origin(kind) is tuple and get_args(kind)[1:] == (...,) and is_dataclass(get_args(kind)[0]):
         if not isinstance(values, list | tuple):
             raise ValueError(f"{where}: {path} is {values!r}; expected a list")
@@ -86,6 +87,15 @@ def _build(kind: Any, values: Any, where: str, path: str) -> Any:
         return make(**arguments)
     except ValueError as error:
         raise ValueError(f"{where}: {path}: {error}" if path else f"{where}: {error}") from None
+
+
+def _alternative(kinds: Sequence[Any], values: Any) -> Any:
+    """Of several dataclasses the one that knows most of the fields; of equals the first."""
+
+    def known(kind: Any) -> int:
+        return len({field.name for field in fields(kind)} & set(values)) if isinstance(values, Mapping) else 0
+
+    return max(kinds, key=known)
 
 
 def _check(kind: Any, value: Any, where: str, path: str) -> Any:

@@ -58,6 +58,11 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         _check_sizes("encoder", self.channels, self.depths, self.head_dim)
 
+    @property
+    def out_channels(self) -> int:
+        """Width of the up-cast features of a point."""
+        return sum(self.channels)
+
 
 @dataclass(frozen=True)
 class DecoderConfig:
@@ -157,13 +162,13 @@ class Pyramid:
 class SparseConv(nn.Module):
     """Submanifold 3 x 3 x 3 convolution with a bias."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, before: int, channels: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(KERNEL, channels, channels))
+        self.weight = nn.Parameter(torch.empty(KERNEL, before, channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor, neighbors: NeighborMap) -> Tensor:
-        """[M, C] -> [M, C]."""
+        """[M, C] -> [M, C']."""
         return convolve(x, self.weight, neighbors) + self.bias
 
 
@@ -183,7 +188,7 @@ class Block(nn.Module):
         super().__init__()
         self.heads = channels // config.head_dim
         self.order, self.number, self.drop_path = order, number, drop_path
-        self.conv: nn.Module = SparseConv(channels)
+        self.conv: nn.Module = SparseConv(channels, channels)
         self.conv_linear: nn.Module = nn.Linear(channels, channels)
         self.conv_norm = nn.LayerNorm(channels)
         self.attention_norm = nn.LayerNorm(channels)

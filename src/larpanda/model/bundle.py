@@ -22,6 +22,7 @@ from larpanda.model.backbone import Encoder, EncoderConfig
 from larpanda.model.panoptic import PanopticConfig, PanopticHead
 from larpanda.model.released import SUFFIXES, is_released, read_released, weights_file
 from larpanda.model.semantic import SemanticConfig, SemanticHead
+from larpanda.model.unet import UResNet, UResNetConfig
 from larpanda.publish import sync
 
 FORMAT = 1
@@ -32,7 +33,7 @@ SHIPPED = Path(__file__).parent.parent / "models"
 class ModelConfig:
     """Everything that decides what a model computes, but its weights."""
 
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    encoder: EncoderConfig | UResNetConfig = field(default_factory=EncoderConfig)
     semantic: SemanticConfig | None = None
     """The head for motifs, if there is one."""
     particle: PanopticConfig | None = None
@@ -49,7 +50,7 @@ class Model(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config.encoder)
+        self.encoder = Encoder(config.encoder) if isinstance(config.encoder, EncoderConfig) else UResNet(config.encoder)
         self.semantic = SemanticHead(config.semantic, config.encoder) if config.semantic else None
         self.particle = PanopticHead(config.particle, config.encoder) if config.particle else None
         self.interaction = PanopticHead(config.interaction, config.encoder) if config.interaction else None

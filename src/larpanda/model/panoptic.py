@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from larpanda.model.backbone import EncoderConfig, Pyramid
+from larpanda.model.unet import UResNetConfig
 from larpanda.sparse.attend import attend_points
 
 NO_MASK = -1e4  # mask logit of points that are in no mask: sigmoid 0, yet finite, as in the released code
@@ -107,9 +108,9 @@ class QueryBlock(nn.Module):
 class PanopticHead(nn.Module):
     """A pyramid to masks and classes of the queries."""
 
-    def __init__(self, config: PanopticConfig, encoder: EncoderConfig) -> None:
+    def __init__(self, config: PanopticConfig, encoder: EncoderConfig | UResNetConfig) -> None:
         super().__init__()
-        self.config, c, width = config, config.channels, sum(encoder.channels)
+        self.config, c, width = config, config.channels, encoder.out_channels
         self.query, self.query_position = (nn.Parameter(torch.randn(config.queries, c)) for _ in range(2))
         self.position_in, self.position_out = nn.Linear(3, c), nn.Linear(c, c)
         self.led_in, self.led_out = nn.Linear(width, c), nn.Linear(c, 1)

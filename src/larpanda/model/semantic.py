@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from larpanda.event import UNKNOWN, Motif
 from larpanda.model.backbone import Decoder, DecoderConfig, EncoderConfig, Pyramid
+from larpanda.model.unet import UResNetConfig
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,13 @@ class SemanticConfig:
 class SemanticHead(nn.Module):
     """A pyramid to motif logits of the points."""
 
-    def __init__(self, config: SemanticConfig, encoder: EncoderConfig) -> None:
+    def __init__(self, config: SemanticConfig, encoder: EncoderConfig | UResNetConfig) -> None:
         super().__init__()
-        self.decoder = Decoder(config.decoder, encoder) if config.decoder else None
-        width = config.decoder.channels[0] if config.decoder else sum(encoder.channels)
+        self.decoder, width = None, encoder.out_channels
+        if config.decoder:
+            if isinstance(encoder, UResNetConfig):
+                raise ValueError("semantic.decoder: a U-ResNet has its own; expected null")
+            self.decoder, width = Decoder(config.decoder, encoder), config.decoder.channels[0]
         self.linear = nn.Linear(width, len(Motif))
         nn.init.trunc_normal_(self.linear.weight, std=0.02)
         nn.init.zeros_(self.linear.bias)

@@ -12,6 +12,7 @@ from larpanda.evaluate.probe import Probe, fit_probes
 from larpanda.evaluate.segmentation import Segmentation, confusion, segmentation
 from larpanda.event import UNKNOWN, Event, Motif, PointBatch
 from larpanda.model.backbone import Encoder
+from larpanda.model.unet import UResNet
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class ProbeConfig:
 
 
 @torch.no_grad()
-def features(encoder: Encoder, events: Sequence[Event]) -> Tensor:
+def features(encoder: Encoder | UResNet, events: Sequence[Event]) -> Tensor:
     """Up-cast features of the points of events (as the model sees them), end to end: [N, C] float32, finest first."""
     device = next(encoder.parameters()).device
     parts = []
@@ -49,7 +50,7 @@ def features(encoder: Encoder, events: Sequence[Event]) -> Tensor:
 
 
 def probe_motifs(
-    encoder: Encoder,
+    encoder: Encoder | UResNet,
     train: Sequence[Event],
     choose: Sequence[Event],
     test: Sequence[Event],
