@@ -5,14 +5,14 @@ Results go to stdout, progress to stderr. Exit 0: done; 2: the caller's mistake,
 """
 
 import argparse
-import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import larpanda
+from larpanda.options import Parser, Version, entries_of, number, numbers, one_line, positive
 
 if TYPE_CHECKING:
     from larpanda.reconstruct import Reconstructor
@@ -61,14 +61,14 @@ def reconstruct(arguments: argparse.Namespace) -> int:
         [str(path) for source in arguments.files for path in event_files(source)],
         arguments.out,
         model,
-        select=lambda n: _entries(arguments.events, n),
+        select=lambda n: entries_of(arguments.events, n),
         energy_scale=arguments.energy_scale,
         voxel_mm=arguments.voxel_mm,
         progress=lambda entries, name: _progress(entries, len(entries), name, arguments),
     )
     for report in reports:
         if report.error:
-            print(f"larpanda reconstruct: {_one_line(report.error)}", file=sys.stderr)
+            print(f"larpanda reconstruct: {one_line(report.error)}", file=sys.stderr)
             continue
         counts = ", ".join(f"{n} {status}" for status, n in report.statuses) or "no events"
         print(f"{report.file}: {counts} -> {arguments.out / Path(report.file).stem}_events.parquet, _voxels.parquet")
@@ -87,10 +87,10 @@ def evaluate(arguments: argparse.Namespace) -> int:
     source = open_events(arguments.data, energy_scale=arguments.energy_scale, voxel_mm=arguments.voxel_mm)
     if warning := median_energy_warning(source):
         print(f"larpanda evaluate: warning: {warning}", file=sys.stderr)
-    entries = _entries(arguments.events, len(source))
+    entries = entries_of(arguments.events, len(source))
     result = evaluate_events(model, source, _progress(entries, len(entries), "events", arguments), seed=arguments.seed)
     for line in result.left_out:
-        print(f"larpanda evaluate: left out: {_one_line(line)}", file=sys.stderr)
+        print(f"larpanda evaluate: left out: {one_line(line)}", file=sys.stderr)
     write_report(arguments.out, result, model, [str(one) for one in arguments.data])
     print(table(result))
     print(f"{arguments.out / 'metrics.json'}\n{arguments.out / 'index.html'}")
@@ -106,7 +106,7 @@ def view(arguments: argparse.Namespace) -> int:
     model = None if arguments.model == "none" else _load(arguments.model, arguments)
     source = open_events(arguments.file, energy_scale=arguments.energy_scale, voxel_mm=arguments.voxel_mm)
     spec = arguments.events if arguments.event is None else str(arguments.event)
-    entries = _entries(spec, len(source))
+    entries = entries_of(spec, len(source))
     if not entries:
         raise ValueError(f"{arguments.file}: no events to show")
     if arguments.png:
@@ -297,15 +297,10 @@ def _settings(arguments: argparse.Namespace) -> list[str]:
     return [*arguments.set, *([f"seed={arguments.seed}"] if arguments.seed is not None else [])]
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {_one_line(message)}; see {self.prog} --help\n")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="larpanda", description="Raw 3D images of liquid-argon detectors to particles.")
+    parser = Parser(prog="larpanda", description="Raw 3D images of liquid-argon detectors to particles.")
     version = f"larpanda {larpanda.__version__}\nplease cite: {larpanda.CITATION}"
-    parser.add_argument("--version", action=_Version, text=version)
+    parser.add_argument("--version", action=Version, text=version)
     verbs = parser.add_subparsers(metavar="VERB", required=True, dest="name")
 
     def verb(name: str, function: Callable[[argparse.Namespace], int], example: str) -> argparse.ArgumentParser:
@@ -328,8 +323,8 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of features (float32)")
 
     def reading(one: argparse.ArgumentParser) -> None:
-        one.add_argument("--energy-scale", type=_positive, default=1.0, help="MeV per unit of the file's values (1)")
-        one.add_argument("--voxel-mm", type=_positive, default=3.0, help="voxel pitch of the file (3)")
+        one.add_argument("--energy-scale", type=positive, default=1.0, help="MeV per unit of the file's values (1)")
+        one.add_argument("--voxel-mm", type=positive, default=3.0, help="voxel pitch of the file (3)")
 
     def selection(one: argparse.ArgumentParser) -> None:
         one.add_argument("--events", metavar="SPEC", help="which events, e.g. 10:20,37 (all)")
@@ -346,7 +341,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--start", type=int, default=0, help="number of the first event (0)")
     one.add_argument("--preset", default="pilarnet", help="what is in an event: a name, or a YAML file (pilarnet)")
     one.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="e.g. rain.particles=4,8")
-    one.add_argument("--workers", type=_number, default=1, help="processes; the events do not depend on them (1)")
+    one.add_argument("--workers", type=number, default=1, help="processes; the events do not depend on them (1)")
 
     one = verb(
         "pretrain",
@@ -421,64 +416,16 @@ def _parser() -> argparse.ArgumentParser:
     one = verb("bench", bench, "larpanda bench forward --size nano --voxels 1000,5000 --threads 1")
     one.add_argument("what", choices=["forward", "backward", "parts"], help="backward: forward and backward")
     one.add_argument("--size", default="panda", help="panda (default, 91 M weights) or nano")
-    one.add_argument("--voxels", type=_numbers, default=[1000, 5000, 20000], help="of an event (1000,5000,20000)")
-    one.add_argument("--batch", type=_numbers, default=[1], help="events at a time, e.g. 1,4,16 (1)")
-    one.add_argument("--repeats", type=_number, default=5, help="batches to time, each of another size (5)")
-    one.add_argument("--threads", type=_number, help="of the CPU (PyTorch's default)")
+    one.add_argument("--voxels", type=numbers, default=[1000, 5000, 20000], help="of an event (1000,5000,20000)")
+    one.add_argument("--batch", type=numbers, default=[1], help="events at a time, e.g. 1,4,16 (1)")
+    one.add_argument("--repeats", type=number, default=5, help="batches to time, each of another size (5)")
+    one.add_argument("--threads", type=number, help="of the CPU (PyTorch's default)")
     device(one)
     dtype(one)
 
     one = verb("show", show, "larpanda show nano")
     one.add_argument("what", metavar="BUNDLE|RUN|FILE", help="what to describe")
     return parser
-
-
-class _Version(argparse.Action):
-    """argparse's own would wrap the citation."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, text: str) -> None:
-        super().__init__(option_strings, dest, nargs=0, help="version, and how to cite")
-        self.text = text
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        print(self.text)
-        parser.exit()
-
-
-def _number(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
-    return value
-
-
-def _numbers(text: str) -> list[int]:
-    return [_number(part) for part in text.split(",")]
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
-
-
-def _entries(spec: str | None, n: int) -> list[int]:
-    """Entries that ``10:20,37`` stands for, in order, each once. Raises ValueError for one that is not there."""
-    if spec is None:
-        return list(range(n))
-    chosen: set[int] = set()
-    for part in spec.split(","):
-        first, colon, last = part.partition(":")
-        try:
-            low = int(first) if first else 0
-            high = (int(last) if last else n) if colon else low + 1
-        except ValueError:
-            raise ValueError(f"--events {spec}: expected numbers and ranges such as 10:20,37") from None
-        if not 0 <= low < high <= n:
-            raise ValueError(f"--events {part}: there are {n} events, 0 to {n - 1}")
-        chosen.update(range(low, high))
-    return sorted(chosen)
 
 
 def _progress(items: Iterable[Item], total: int, name: str, arguments: argparse.Namespace) -> Iterable[Item]:
@@ -488,12 +435,6 @@ def _progress(items: Iterable[Item], total: int, name: str, arguments: argparse.
     return bar
 
 
-def _one_line(error: object) -> str:
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror.lower()}"
-    return " ".join(str(error).split())
-
-
 def _complain(name: str, error: object, code: int) -> int:
-    print(f"larpanda {name}: {_one_line(error)}", file=sys.stderr)
+    print(f"larpanda {name}: {one_line(error)}", file=sys.stderr)
     return code

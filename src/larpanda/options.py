@@ -1,0 +1,73 @@
+"""What the command line is made of: a parser that complains in one line, and the types of its arguments."""
+
+import argparse
+import math
+from collections.abc import Sequence
+from typing import NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """A mistake is one line and exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say it and leave."""
+        self.exit(2, f"{self.prog}: {one_line(message)}; see {self.prog} --help\n")
+
+
+class Version(argparse.Action):
+    """argparse's own would wrap the citation."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, text: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="version, and how to cite")
+        self.text = text
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        """Say it and leave."""
+        print(self.text)
+        parser.exit()
+
+
+def number(text: str) -> int:
+    """A whole number from 1 up."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+    return value
+
+
+def numbers(text: str) -> list[int]:
+    """Such numbers with commas between."""
+    return [number(part) for part in text.split(",")]
+
+
+def positive(text: str) -> float:
+    """A number above 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def entries_of(spec: str | None, n: int) -> list[int]:
+    """Entries that ``10:20,37`` stands for, in order, each once. Raises ValueError for one that is not there."""
+    if spec is None:
+        return list(range(n))
+    chosen: set[int] = set()
+    for part in spec.split(","):
+        first, colon, last = part.partition(":")
+        try:
+            low = int(first) if first else 0
+            high = (int(last) if last else n) if colon else low + 1
+        except ValueError:
+            raise ValueError(f"--events {spec}: expected numbers and ranges such as 10:20,37") from None
+        if not 0 <= low < high <= n:
+            raise ValueError(f"--events {part}: there are {n} events, 0 to {n - 1}")
+        chosen.update(range(low, high))
+    return sorted(chosen)
+
+
+def one_line(error: object) -> str:
+    """What an error says, without line breaks; of the system's, file and reason."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror.lower()}"
+    return " ".join(str(error).split())
