@@ -164,7 +164,7 @@ def pretrain(arguments: argparse.Namespace) -> int:
 
 
 def finetune(arguments: argparse.Namespace) -> int:
-    """Train a head, with the encoder, on labels."""
+    """Train a head on labels, with the encoder or on it."""
     from larpanda.config import override
     from larpanda.data import open_events
     from larpanda.parallel import joined, rank
@@ -172,7 +172,8 @@ def finetune(arguments: argparse.Namespace) -> int:
     from larpanda.train.finetune import finetune_semantic
     from larpanda.train.recipes import FINETUNE
 
-    config = override(_recipe(FINETUNE, arguments)(), _settings(arguments))
+    settings = [f"{name}={getattr(arguments, name)}" for name in ("mode", "labels") if getattr(arguments, name)]
+    config = override(_recipe(FINETUNE, arguments)(), [*_settings(arguments), *settings])
     events = open_events(arguments.data, energy_scale=arguments.energy_scale, voxel_mm=arguments.voxel_mm)
     with joined(arguments.device), closing(Progress(arguments.quiet)) as progress:
         bundle = finetune_semantic(
@@ -366,13 +367,17 @@ def _parser() -> argparse.ArgumentParser:
     one = verb(
         "finetune",
         finetune,
-        "larpanda finetune semantic generate:pilarnet?events=5000 --from scratch --recipe nano_semantic --out run",
+        "larpanda finetune semantic labelled.h5 --from nano_encoder --mode decoder --labels 100 --out run",
     )
     one.add_argument("task", choices=["semantic"], help="what to learn")
     one.add_argument("data", nargs="+", metavar="DATA", help="event files, folders, globs, or generate:PRESET")
     one.add_argument("--from", dest="start", required=True, metavar="BUNDLE|scratch", help="first weights")
     one.add_argument("--out", type=Path, required=True, metavar="RUN", help="run folder; goes on if it has checkpoints")
-    one.add_argument("--recipe", default="nano_semantic", help="nano_semantic (default) or panda_semantic")
+    one.add_argument("--mode", choices=["linear", "decoder", "full"], help="what trains; the rest stays frozen (full)")
+    one.add_argument("--labels", type=number, metavar="K", help="train on K events, drawn with the seed (all)")
+    one.add_argument(
+        "--recipe", default="nano_semantic", help="nano_semantic (default), nano_uresnet, panda_semantic, panda_uresnet"
+    )
     one.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="e.g. optim.lr=1e-3, steps=500")
     one.add_argument("--seed", type=int, help="of the weights, the order of events and the views (0)")
     device(one)

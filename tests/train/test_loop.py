@@ -28,7 +28,7 @@ from larpanda.train.optim import (
     weight_decay,
 )
 from larpanda.train.run import claimed
-from larpanda.train.tasks import LabelledBatches, Losses, Semantic
+from larpanda.train.tasks import LabelledBatches, Losses, Semantic, SemanticLoss
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ class Poisoned:
     def __init__(self, config, events, steps, poison="loss"):
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            self.task = Semantic(Model(config.model), config.augmentation, 0.5, events[5:])
+            self.task = Semantic(Model(config.model), config.augmentation, SemanticLoss(0.5), events[5:])
         self.model, self.batch, self.poison = self.task.model, self.task.batch, poison
         self.progress = [step / config.steps for step in steps]
         self.weights, self.after = {}, []
@@ -179,7 +179,7 @@ def test_tensorboard_gets_what_the_log_has(events, tiny_run, tmp_path, monkeypat
 
 def test_bfloat16_changes_loss_and_gradient_by_its_rounding(events, tiny_model):
     """autocast of the CPU follows the same rules as that of CUDA, which training uses."""
-    task = Semantic(tiny_model, Augmentation(), 0.5, events)
+    task = Semantic(tiny_model, Augmentation(), SemanticLoss(0.5), events)
     make = LabelledBatches(Augmentation(), 0.13, task.batch.n_draws)
     batch = make(events[:3], [Stream(7, 3, 0).generator(0, place) for place in range(3)], 0.0)
     found = {}

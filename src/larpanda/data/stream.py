@@ -4,11 +4,14 @@ is one integer."""
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
 
-_ORDER, _VIEW = 0, 1  # what a random generator is for: no two uses share a stream
+from larpanda.event import Event
+
+_ORDER, _VIEW, _CHOICE = 0, 1, 2  # what a random generator is for: no two uses share a stream
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,38 @@ class Stream:
     def generator(self, step: int, place: int) -> np.random.Generator:
         """The random numbers of the event at one place of a step's batch: its views, what the model skips for it."""
         return np.random.default_rng([self.seed, _VIEW, step, place])
+
+
+class Subset(Sequence[Event]):
+    """Some of the events of a sequence, read when they are asked for. Can be sent to processes."""
+
+    def __init__(self, events: Sequence[Event], rows: Sequence[int]) -> None:
+        """rows: which events, in this order."""
+        self._events, self._rows = events, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Event: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Subset": ...
+    def __getitem__(self, index: int | slice) -> "Event | Subset":
+        if isinstance(index, slice):
+            return Subset(self._events, self._rows[index])
+        return self._events[self._rows[index]]
+
+
+def drawn(events: Sequence[Event], n: int, seed: int) -> Subset:
+    """So many events at random. With the same seed, fewer are the first of more: comparisons over n share events.
+
+    Raises:
+        ValueError: there are not so many.
+    """
+    if not 1 <= n <= len(events):
+        raise ValueError(f"{n} labelled events are asked for; there are {len(events)} to draw from")
+    order = np.random.default_rng([seed, _CHOICE]).permutation(len(events))
+    return Subset(events, order[:n].tolist())
 
 
 def shares(sizes: Sequence[int], world: int) -> list[list[int]]:

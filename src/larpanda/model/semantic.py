@@ -41,13 +41,14 @@ class SemanticHead(nn.Module):
         return pyramid.at_points(self.linear(cells))
 
 
-def semantic_loss(logits: Tensor, motif: Tensor, lovasz_weight: float) -> Tensor:
+def semantic_loss(logits: Tensor, motif: Tensor, lovasz_weight: float, class_weights: Tensor | None = None) -> Tensor:
     """Cross-entropy plus weighted Lovasz softmax, over the points that have a motif.
 
     Args:
         logits: [N, 5].
         motif: [N] int64, UNKNOWN for points without truth.
         lovasz_weight: the released recipe has 0.05.
+        class_weights: [5] of the points of each motif in the mean of the cross-entropy; None: all alike, as released.
 
     Returns:
         A scalar; 0 if no point has a motif.
@@ -56,7 +57,7 @@ def semantic_loss(logits: Tensor, motif: Tensor, lovasz_weight: float) -> Tensor
     logits, motif = logits[known].float(), motif[known]  # float32 also under autocast
     if not len(motif):
         return logits.sum()
-    loss = F.cross_entropy(logits, motif)
+    loss = F.cross_entropy(logits, motif, class_weights)
     return loss + lovasz_weight * lovasz_softmax(logits.softmax(1), motif) if lovasz_weight else loss
 
 

@@ -114,6 +114,18 @@ class Checkpoints:
             )
         return State()
 
+    def load_best(self, model: nn.Module) -> int | None:
+        """Give a model the weights of the best checkpoint. Returns its step, None if no validation had a score."""
+        from safetensors.torch import load_file
+
+        best = self._best([path for path in self._found() if not damage(path)])
+        if best is None:
+            return None
+        weights = load_file(best / MODEL)
+        _must_fit(best / MODEL, weights, model.state_dict())
+        model.load_state_dict(weights)
+        return int(best.name.removeprefix("step-"))
+
     def _write(self, state: State, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         step = state.step
         target = self.folder / f"step-{step:08d}"

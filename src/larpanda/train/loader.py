@@ -4,14 +4,13 @@ What a step gets depends on the stream and the number of processes of the run, n
 """
 
 import signal
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Generic
 
 from torch.utils.data import DataLoader, Dataset
 
 from larpanda.data.stream import Stream, shares
-from larpanda.event import Event
 from larpanda.train.tasks import B, MakeBatch
 
 
@@ -19,9 +18,9 @@ from larpanda.train.tasks import B, MakeBatch
 class Share(Generic[B]):
     """What one of the processes of a run takes of every step's batch. Can be sent to processes."""
 
-    events: Sequence[Event]
+    events: Sequence[Sized]
     stream: Stream
-    make: MakeBatch[B]
+    make: MakeBatch[Any, B]
     steps: int
     rank: int = 0
     world: int = 1

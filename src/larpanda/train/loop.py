@@ -8,7 +8,7 @@ losses and gradients are sums over them, and only the first writes and speaks.
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from larpanda.data.stream import Stream
-from larpanda.event import Event
 from larpanda.parallel import give_back_memory, joined, on_first, rank, sum_gradients, total, world
 from larpanda.train.checkpoint import Checkpoints, State, share_state
 from larpanda.train.fault import fault_point
@@ -37,7 +36,7 @@ MOST_SKIPPED = 3  # steps in a row that are not finite, before the run gives up
 
 
 def train(
-    events: Sequence[Event],
+    events: Sequence[Sized],
     config: RunConfig,
     run: Path,
     record: Mapping[str, Any],
@@ -51,7 +50,7 @@ def train(
     """A whole run, of any task: own its folder, ``fit``, and write its bundle. Started by torchrun, processes share it.
 
     Args:
-        events: to train on.
+        events: to train on, or what stands for them; the length of each is its number of points.
         config: steps, sizes, seed.
         run: folder for config.json, metrics.jsonl, checkpoints/ and bundle/.
         record: what the run is (``run.claimed``).
@@ -78,13 +77,17 @@ def train(
         if not fit(task, events, config, run, say, live):
             return None
         say(f"{(time.monotonic() - started) / 60:.1f} minutes")
+        if config.keep == "best":
+            checkpoints = Checkpoints(run / "checkpoints", config_hash(config), say)
+            best = on_first(lambda: checkpoints.load_best(task.model))
+            say("no validation had a score: the last weights are kept" if best is None else f"kept: step {best}")
         on_first(lambda: end(task, bundle))
     return bundle
 
 
 def fit(
     task: Task[B],
-    events: Sequence[Event],
+    events: Sequence[Sized],
     config: RunConfig,
     run: Path,
     say: Callable[[str], None],

@@ -83,7 +83,7 @@ def pretrain(
         )
 
     def end(task: Pretrain, bundle: Path) -> None:
-        scores = task.evaluate() if task.scores is None else task.scores
+        scores = task.evaluate() if task.scores is None or config.keep == "best" else task.scores
         save_teacher(bundle, model, config, {**record, "probe_scores": dict(scores)})
 
     return train(events, config, run, record, begin, end, device=device, say=say, live=live)

@@ -1,13 +1,15 @@
 """Recipes: functions that return the whole configuration of a run. panda_* are the paper's; nano_* fit two cores."""
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from larpanda.data.views import Augmentation, ViewConfig
-from larpanda.event import MIN_ENERGY_MEV
+from larpanda.event import MIN_ENERGY_MEV, Motif
 from larpanda.model.backbone import DecoderConfig, EncoderConfig
 from larpanda.model.bundle import ModelConfig
 from larpanda.model.distill import DistillConfig
 from larpanda.model.semantic import SemanticConfig
+from larpanda.model.unet import UResNetConfig
 from larpanda.train.optim import OptimConfig
 from larpanda.train.probing import ProbeConfig
 
@@ -23,14 +25,23 @@ class FinetuneConfig:
     model: ModelConfig
     steps: int
     batch_events: int
+    mode: Literal["full", "decoder", "linear"] = "full"
+    """What trains: all; the head, its decoder included, on a frozen encoder; a linear layer on frozen features."""
+    labels: int | None = None
+    """So many events to train on, drawn with the seed; fewer are some of more. None: all."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     augmentation: Augmentation = field(default_factory=Augmentation)
+    """Not of frozen features, which are made once."""
     lovasz_weight: float = 0.05
     """Weight of the Lovasz term beside cross-entropy."""
+    class_weights: tuple[float, ...] = ()
+    """Weight of each motif in the cross-entropy, in the order of Motif; none: all alike, as released."""
     validation_events: int = 50
     """Taken from the end of the data and not trained on."""
     save_every: int = 500
     evaluate_every: int = 500
+    keep: Literal["best", "last"] = "best"
+    """Whose weights the bundle has: of the best validation, or of the end."""
     seed: int = 0
     workers: int = 0
     """Processes that make batches ahead; the result does not depend on them."""
@@ -42,6 +53,10 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_events, self.save_every, self.evaluate_every, self.validation_events) < 1:
             raise ValueError("steps, batch_events, save_every, evaluate_every and validation_events must be at least 1")
+        if self.labels is not None and self.labels < 1:
+            raise ValueError(f"labels is {self.labels}; expected 1 or more events")
+        if self.class_weights and (len(self.class_weights) != len(Motif) or min(self.class_weights) < 0):
+            raise ValueError(f"class_weights has {self.class_weights}; expected {len(Motif)} numbers, not negative")
         if self.workers < 0:
             raise ValueError(f"workers is {self.workers}; expected 0 or more")
 
@@ -62,6 +77,8 @@ class PretrainConfig:
     save_every: int = 500
     evaluate_every: int = 1000
     """Steps from one linear probe to the next."""
+    keep: Literal["best", "last"] = "last"
+    """Whose weights the bundle has: of the best probe (section 3.5, for few events), or of the end."""
     seed: int = 0
     workers: int = 0
     """Processes that make batches ahead; the result does not depend on them."""
@@ -157,5 +174,20 @@ def nano_semantic() -> FinetuneConfig:
     )
 
 
-FINETUNE = {"nano_semantic": nano_semantic, "panda_semantic": panda_semantic}
+def panda_uresnet() -> FinetuneConfig:
+    """The paper's baseline at its size (Table 2), with the budget of ``panda_semantic``."""
+    return replace(panda_semantic(), model=ModelConfig(UResNetConfig(), SemanticConfig(None)), optim=OptimConfig())
+
+
+def nano_uresnet() -> FinetuneConfig:
+    """The same in `nano`'s size, 2.1 M weights, all else as in ``nano_semantic``."""
+    return replace(nano_semantic(), model=ModelConfig(UResNetConfig((14, 28, 42, 56, 70)), SemanticConfig(None)))
+
+
+FINETUNE = {
+    "nano_semantic": nano_semantic,
+    "nano_uresnet": nano_uresnet,
+    "panda_semantic": panda_semantic,
+    "panda_uresnet": panda_uresnet,
+}
 PRETRAIN = {"nano_pretrain": nano_pretrain, "panda_pretrain": panda_pretrain}

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from larpanda.parallel import on_first
 from larpanda.publish import locked, publish_text
@@ -49,6 +49,10 @@ class RunConfig(Protocol):
     @property
     def tensorboard(self) -> bool:
         """Write TensorBoard's files beside metrics.jsonl."""
+
+    @property
+    def keep(self) -> Literal["best", "last"]:
+        """Whose weights the bundle has: of the best validation that a checkpoint was saved after, or of the end."""
 
     @property
     def optim(self) -> OptimConfig:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -12,12 +12,16 @@ from torch import Tensor, nn
 from larpanda.data.views import Augmentation, ViewConfig, augment, make_views, pack_views
 from larpanda.evaluate.segmentation import confusion, segmentation
 from larpanda.event import UNKNOWN, Event, Motif, PointBatch, ViewBatch
+from larpanda.model.backbone import Encoder
 from larpanda.model.bundle import Model
 from larpanda.model.distill import SelfDistillation
 from larpanda.model.semantic import semantic_loss
+from larpanda.model.unet import UResNet
 from larpanda.parallel import total, world
-from larpanda.train.probing import ProbeConfig, probe_motifs
+from larpanda.train.probing import ProbeConfig, features, probe_motifs
 from larpanda.train.watch import CollapseWatch
+
+KEPT_BYTES = 4 << 30  # of frozen features, about 1,500 events of `nano`
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,7 @@ class Batch(Protocol):
         """The same on a device."""
 
 
+I_contra = TypeVar("I_contra", contravariant=True)
 B = TypeVar("B", bound=Batch)
 B_co = TypeVar("B_co", bound=Batch, covariant=True)
 
@@ -51,7 +56,7 @@ class Task(Protocol[B]):
         """All that a checkpoint keeps; what requires a gradient is trained."""
 
     @property
-    def batch(self) -> "MakeBatch[B]":
+    def batch(self) -> "MakeBatch[Any, B]":
         """What makes the input of a step."""
 
     def loss(self, batch: B, progress: float) -> Losses:
@@ -67,10 +72,10 @@ class Task(Protocol[B]):
         """Numbers for the log."""
 
 
-class MakeBatch(Protocol[B_co]):
+class MakeBatch(Protocol[I_contra, B_co]):
     """Makes the input of a step. Picklable, since it may run in other processes; knows no model."""
 
-    def __call__(self, events: Sequence[Event], rngs: Sequence[np.random.Generator], progress: float) -> B_co:
+    def __call__(self, events: Sequence[I_contra], rngs: Sequence[np.random.Generator], progress: float) -> B_co:
         """One random generator for each event: nothing an event becomes depends on the others."""
 
 
@@ -108,29 +113,52 @@ class LabelledBatches:
         return LabelledBatch(PointBatch.pack(views), torch.stack(draws))
 
 
+@dataclass(frozen=True)
+class SemanticLoss:
+    """Cross-entropy and Lovasz of a batch."""
+
+    lovasz_weight: float
+    class_weights: tuple[float, ...] = ()  # of the cross-entropy, in the order of Motif; none: all alike
+
+    def __call__(self, logits: Tensor, motif: Tensor) -> Losses:
+        """logits: [N, 5]; motif: [N]. Over several processes the mean of theirs, as much as their points weigh."""
+        weights = logits.new_tensor(self.class_weights or [1.0] * len(Motif))
+        known = motif != UNKNOWN
+        weight, n = weights[motif[known]].sum(), known.sum()
+        loss = semantic_loss(logits, motif, self.lovasz_weight, weights if self.class_weights else None)
+        correct = (logits.argmax(1) == motif).sum()
+        share = weight / total(weight).clamp(min=torch.finfo(weight.dtype).tiny)
+        return Losses(loss * share, {"accuracy": correct / total(n).clamp(min=1)})
+
+
 class Semantic:
     """Motifs with labels (paper section 3.2.1)."""
 
     def __init__(
-        self, model: Model, augmentation: Augmentation, lovasz_weight: float, validation: Sequence[Event]
+        self, model: Model, augmentation: Augmentation, loss: SemanticLoss, validation: Sequence[Event]
     ) -> None:
-        """Learn to predict motifs. model: with a semantic head; validation: events with truth."""
+        """Learn to predict motifs.
+
+        Args:
+            model: with a semantic head. An encoder without gradients is run without stochastic depth.
+            augmentation: of the events.
+            loss: of the logits.
+            validation: events with truth.
+        """
         assert model.semantic is not None
         self.model = model
-        self.lovasz_weight, self.validation = lovasz_weight, validation
+        self.semantic_loss, self.validation = loss, validation
+        self.frozen = not any(p.requires_grad for p in model.encoder.parameters())
         n_draws = model.encoder.n_draws + model.semantic.n_draws
         self.batch = LabelledBatches(augmentation, model.config.min_energy_mev, n_draws)
 
     def loss(self, batch: LabelledBatch, progress: float) -> Losses:
-        """Cross-entropy and Lovasz; over several processes the mean of theirs, weighted by labelled points."""
+        """Of the model's logits of a batch."""
         assert self.model.semantic is not None
         n = self.model.encoder.n_draws
-        logits = self.model.semantic(self.model.encoder(batch.points, batch.draws[:, :n]), batch.draws[:, n:])
-        known = (batch.points.motif != UNKNOWN).sum()
-        share = known / total(known).clamp(min=1)
-        loss = semantic_loss(logits, batch.points.motif, self.lovasz_weight)
-        correct = (logits.argmax(1) == batch.points.motif).sum() / known.clamp(min=1)
-        return Losses(loss * share, {"accuracy": correct * share})
+        with torch.set_grad_enabled(not self.frozen):
+            pyramid = self.model.encoder(batch.points, None if self.frozen else batch.draws[:, :n])
+        return self.semantic_loss(self.model.semantic(pyramid, batch.draws[:, n:]), batch.points.motif)
 
     def after_step(self, progress: float) -> None:
         """Nothing to do."""
@@ -140,8 +168,103 @@ class Semantic:
 
     def evaluate(self) -> Mapping[str, float]:
         """Macro F1 and F1 per motif over the validation events."""
-        result = segmentation([motif_table(self.model, event) for event in self.validation])
-        return {"macro_f1": result.macro_f1, **{f"f1_{m.name.lower()}": float(result.f1[m]) for m in Motif}}
+        return _scores([motif_table(self.model, event) for event in self.validation])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelledFeatures:
+    """Frozen features of points and their motifs: of one event, or of a batch."""
+
+    x: Tensor  # [N, C] float16
+    motif: Tensor  # [N] int64
+
+    def __len__(self) -> int:
+        return len(self.motif)
+
+    @property
+    def n_points(self) -> int:
+        """Points of all events."""
+        return len(self)
+
+    def to(self, device: torch.device) -> "LabelledFeatures":
+        """The same on a device."""
+        return LabelledFeatures(self.x.to(device), self.motif.to(device))
+
+    @classmethod
+    def pack(cls, parts: Sequence["LabelledFeatures"]) -> "LabelledFeatures":
+        """Lay events end to end."""
+        return cls(torch.cat([part.x for part in parts]), torch.cat([part.motif for part in parts]))
+
+
+class FrozenEvents(Sequence[LabelledFeatures]):
+    """The up-cast features of events under a frozen encoder, made when first asked for and kept as memory allows."""
+
+    def __init__(self, encoder: Encoder | UResNet, events: Sequence[Event], min_energy_mev: float) -> None:
+        self._encoder, self._events, self._min_energy_mev = encoder, events, min_energy_mev
+        self._kept: dict[int, LabelledFeatures] = {}
+        self._room = KEPT_BYTES
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    @overload
+    def __getitem__(self, index: int) -> LabelledFeatures: ...
+    @overload
+    def __getitem__(self, index: slice) -> "FrozenEvents": ...
+    def __getitem__(self, index: int | slice) -> "LabelledFeatures | FrozenEvents":
+        if isinstance(index, slice):
+            return FrozenEvents(self._encoder, self._events[index], self._min_energy_mev)
+        index = range(len(self))[index]
+        if index not in self._kept:
+            event = self._events[index].visible(self._min_energy_mev)[0]
+            made = LabelledFeatures(features(self._encoder, [event]).half(), event.motif)
+            size = made.x.nbytes + made.motif.nbytes
+            if size > self._room:  # made again each time: the result is the same
+                return made
+            self._room -= size
+            self._kept[index] = made
+        return self._kept[index]
+
+
+def _pack_features(
+    events: Sequence[LabelledFeatures], rngs: Sequence[np.random.Generator], progress: float
+) -> LabelledFeatures:
+    return LabelledFeatures.pack(events)
+
+
+class LinearSemantic:
+    """Motifs by a linear layer on frozen features (paper section 3.5, linear): an event's features are made once."""
+
+    def __init__(self, model: Model, loss: SemanticLoss, validation: FrozenEvents) -> None:
+        """Learn the linear layer of a model's semantic head, which has no decoder. validation: with truth."""
+        assert model.semantic is not None
+        assert model.semantic.decoder is None
+        self.model, self.semantic_loss, self.validation = model, loss, validation
+        self.linear = model.semantic.linear
+        self.batch = _pack_features
+
+    def loss(self, batch: LabelledFeatures, progress: float) -> Losses:
+        """Of the layer's logits of a batch."""
+        return self.semantic_loss(self.linear(batch.x.float()), batch.motif)
+
+    def after_step(self, progress: float) -> None:
+        """Nothing to do."""
+
+    def alarm(self, record: Mapping[str, float | int]) -> str | None:
+        """Nothing to say."""
+
+    @torch.no_grad()
+    def evaluate(self) -> Mapping[str, float]:
+        """Macro F1 and F1 per motif over the validation events."""
+        device = self.linear.weight.device
+        answers = ((one, self.linear(one.x.to(device).float()).argmax(1).cpu()) for one in self.validation)
+        return _scores([confusion(one.motif, answer) for one, answer in answers])
+
+
+def _scores(tables: Sequence[npt.NDArray[np.int64]]) -> Mapping[str, float]:
+    result = segmentation(tables)
+    interval = {"macro_f1_low": result.macro_f1_low, "macro_f1_high": result.macro_f1_high}
+    return {"macro_f1": result.macro_f1, **interval, **{f"f1_{m.name.lower()}": float(result.f1[m]) for m in Motif}}
 
 
 @dataclass(frozen=True)
