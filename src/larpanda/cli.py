@@ -191,6 +191,34 @@ def finetune(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def study(arguments: argparse.Namespace) -> int:
+    """What labels and pre-training are worth: the runs of a whole table, and its figure."""
+    from larpanda.config import override
+    from larpanda.efficiency import write_labels, write_transfer
+    from larpanda.progress import Progress
+    from larpanda.study import StudyConfig, make_data, run_study
+
+    out: Path = arguments.out
+    with closing(Progress(arguments.quiet)) as progress:
+        if not arguments.redraw:
+            given = (arguments.train, arguments.select, arguments.test)
+            if any(given) and not all(given):
+                raise ValueError("give --train, --select and --test, or none of them: then events are generated")
+            sources = (
+                given if all(given) else [[file] for file in make_data(out / "data", arguments.workers, progress.say)]
+            )
+            train, select, test = (tuple(source) for source in sources)
+            config = StudyConfig(train, select, test, encoder=arguments.encoder, size=arguments.size)
+            if arguments.what == "transfer":
+                config = override(config, ["rows=scratch,decoder,full", f"labels={max(config.labels)}"])
+            config = override(config, arguments.set)
+            failed = run_study(config, out, arguments.workers, progress.say)
+            if failed:
+                raise OSError(f"{len(failed)} runs have no result; the same command makes them: {failed[0]}")
+    print((write_labels if arguments.what == "labels" else write_transfer)(out))
+    return 0
+
+
 def import_(arguments: argparse.Namespace) -> int:
     """Make a bundle of released Panda weights."""
     from larpanda.model.bundle import import_released
@@ -382,6 +410,17 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--seed", type=int, help="of the weights, the order of events and the views (0)")
     device(one)
     reading(one)
+
+    one = verb("study", study, "larpanda study labels --out labels --workers 2")
+    one.add_argument("what", choices=["labels", "transfer"], help="F1 against labels; or against events seen")
+    one.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder; goes on where it was stopped")
+    for name, what in (("train", "to draw from"), ("select", "to choose by"), ("test", "to judge")):
+        one.add_argument(f"--{name}", nargs="+", metavar="DATA", help=f"labelled events {what} (generated ones)")
+    one.add_argument("--encoder", default="nano_encoder", metavar="BUNDLE", help="pre-trained (nano_encoder)")
+    one.add_argument("--size", default="nano", help="of the models: nano (default) or panda")
+    one.add_argument("--workers", type=number, default=1, help="runs at a time (1)")
+    one.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="e.g. labels=100,10 or seeds=0")
+    one.add_argument("--redraw", action="store_true", help="table and figure from the results alone")
 
     one = verb("evaluate", evaluate, "larpanda evaluate nano events.h5 --out evaluation")
     one.add_argument("bundle", metavar="BUNDLE", help="shipped name (nano), bundle folder or run folder")

@@ -52,7 +52,7 @@ def override(config: Config, settings: Sequence[str], where: str = "--set") -> C
         section = values
         for key in sections:
             section = section[key]
-        section[last] = _value(text)
+        section[last] = _value(text, isinstance(section[last], list | tuple))
     return config_from_json(type(config), values, where)
 
 
@@ -121,11 +121,12 @@ def _names(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _names(value, f"{prefix}{key}.")
 
 
-def _value(text: str) -> Any:
-    """JSON where it is JSON, a list where it has commas, text otherwise."""
+def _value(text: str, several: bool) -> Any:
+    """JSON where it is JSON, a list where it has commas or stands for several values, text otherwise."""
     for form in (text, f"[{text}]"):
         try:
-            return json.loads(form)
+            value = json.loads(form)
         except ValueError:
             continue
-    return text
+        return [value] if several and value is not None and not isinstance(value, list) else value
+    return text.split(",") if several else text

@@ -127,6 +127,37 @@ def bars_svg(values: Sequence[float], low: Sequence[float], high: Sequence[float
     return svg_text(figure)
 
 
+def lines_svg(
+    lines: Sequence[tuple[str, Sequence[float], Sequence[float], Sequence[float], Sequence[float]]], x: str, y: str
+) -> str:
+    """Draw lines over a logarithmic axis, with an interval at each point.
+
+    Args:
+        lines: name, then places, values, lower and upper ends, each of one length; NaN ends are left out.
+        x: what the places are.
+        y: what the values are.
+
+    Returns:
+        One ``<svg>`` element, the same text for the same numbers.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.8, 4.2), layout="constrained")
+    panel = figure.subplots()
+    for i, (name, places, values, low, high) in enumerate(lines):
+        color = INSTANCE_COLORS[i % len(INSTANCE_COLORS)]
+        panel.plot(places, values, "o-", color=color, markersize=3.5, linewidth=1.4, label=name)
+        panel.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)
+    panel.set_xscale("log")
+    panel.set_xlabel(x)
+    panel.set_ylabel(y)
+    panel.grid(color="#E4E4E4", linewidth=0.6)
+    panel.spines[["top", "right"]].set_visible(False)
+    if lines:
+        panel.legend(fontsize=8, frameon=False)
+    return svg_text(figure)
+
+
 def svg_text(figure: "Figure") -> str:
     """The figure as one element: no prolog, so that a page can hold it; no date and no random ids."""
     import matplotlib

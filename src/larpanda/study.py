@@ -1,0 +1,381 @@
+"""What labels and pre-training are worth (paper Tables 1 and 2, Figures 6 and 10): a queue of runs, a file of each.
+
+A cell of the table is a run: how it is trained, from how many labelled events, with which seed. Every run sees the same
+number of event samples, so that few labels are seen often. Each method's learning rate is the best of one grid, found
+with a quarter of the samples. A cell whose result file is there is not run again; a run that was stopped goes on.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import torch
+
+from larpanda import __version__
+from larpanda.config import config_from_json
+from larpanda.data import open_events
+from larpanda.data.farm import generate_file
+from larpanda.data.generate import generate
+from larpanda.data.stream import drawn
+from larpanda.evaluate.segmentation import segmentation
+from larpanda.model.bundle import load_bundle
+from larpanda.publish import publish_text
+from larpanda.train.finetune import finetune_semantic
+from larpanda.train.pretrain import pretrain
+from larpanda.train.recipes import FINETUNE, PRETRAIN, FinetuneConfig
+from larpanda.train.tasks import motif_table
+
+SUPERVISED = ("uresnet", "scratch")
+PRETRAINED = ("linear", "decoder", "full")  # fine-tuning modes on the study's encoder: PT_100 + FT_K
+PAIRED = ("linear_k", "full_k")  # the same on an encoder that saw the K events alone: PT_K + FT_K
+ROWS = (*SUPERVISED, *PRETRAINED, *PAIRED)
+ENCODER = "encoder_k"  # pre-training on K events
+GRID = (1e-3, 3e-3, 1e-2)  # peak learning rates that every method may choose from
+DATA = (("train", 10_000, 6), ("select", 200, 7), ("test", 1_000, 103))  # name, events, seed of the generator
+EVALUATIONS = 20  # of a run, on the selection events
+LAYER_DECAY = 0.9  # of full fine-tuning, as released; the paper has 0.97 (panda-facts H9)
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """Which runs, on which events."""
+
+    train: tuple[str, ...]
+    """Labelled events to draw from."""
+    select: tuple[str, ...]
+    """Labelled events that choose learning rates and checkpoints."""
+    tests: tuple[str, ...]
+    """Labelled events that judge, each source apart."""
+    encoder: str = "nano_encoder"
+    """Pre-trained on other events: a bundle."""
+    size: str = "nano"
+    """Of the models: ``nano`` or ``panda``."""
+    labels: tuple[int, ...] = (100, 10_000, 1_000, 10)
+    """Labelled events, in the order in which the runs are made."""
+    paired: tuple[int, ...] = (100, 1_000)
+    """Numbers of events for PT_K + FT_K."""
+    rows: tuple[str, ...] = ROWS
+    """Methods."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of weights, order of events and choice of labels; all cells of the first come before those of the next."""
+    samples: int = 20_000
+    """Event samples of every run."""
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.rows) - set(ROWS):
+            raise ValueError(f"rows: {', '.join(sorted(unknown))} not known; there are {', '.join(ROWS)}")
+        if f"{self.size}_pretrain" not in PRETRAIN:
+            raise ValueError(f"size is {self.size!r}; expected nano or panda")
+        if not (self.labels and self.seeds and self.rows) or min(*self.labels, self.samples) < 1:
+            raise ValueError("a study needs labels, seeds, rows and samples, each at least 1")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study."""
+
+    row: str
+    labels: int
+    seed: int
+    lr: float | None = None
+    """A candidate of the grid; None: the best of it."""
+
+    @property
+    def name(self) -> str:
+        """Of its folder and its result file."""
+        return f"grid-{self.row}-{self.lr:g}" if self.lr is not None else f"{self.row}-{self.labels}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Score:
+    """Motifs of a test set: the convention is that of ``evaluate`` (docs/metrics.md)."""
+
+    source: str
+    events: int
+    macro_f1: float
+    low: float | None
+    """16th percentile of a bootstrap over events; None for one event."""
+    high: float | None
+    f1: tuple[float | None, ...]
+    """In the order of Motif; None: absent."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Macro F1 on the selection events after so many event samples."""
+
+    samples: int
+    macro_f1: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What a cell's file holds."""
+
+    row: str
+    labels: int
+    seed: int
+    lr: float
+    samples: int
+    minutes: float
+    """Wall-clock, since the run was last started."""
+    curve: tuple[Validation, ...]
+    """The best of it was kept."""
+    tests: tuple[Score, ...]
+    """None for a candidate of the grid and for pre-training."""
+    larpanda: str
+
+    @property
+    def best(self) -> float:
+        """Macro F1 of the weights that were kept, on the selection events."""
+        return max((point.macro_f1 for point in self.curve), default=float("nan"))
+
+
+def make_data(out: Path, workers: int, say: Callable[[str], None]) -> tuple[str, str, str]:
+    """Generate the events of a study that has none of its own: 10,000 to train, 200 to select, 1,000 to test.
+
+    Returns:
+        The three files, in ``out``; those that are there are left.
+    """
+    paths = []
+    for name, n, seed in DATA:
+        path = out / f"{name}.h5"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            generate_file(path, generate(n, seed), workers, say=say)
+            say(f"{path}: {n} events of seed {seed}")
+        paths.append(str(path))
+    train, select, test = paths
+    return train, select, test
+
+
+def run_study(config: StudyConfig, out: Path, workers: int, say: Callable[[str], None]) -> list[str]:
+    """Make every run whose result is not there yet, stage by stage: grid, then for each seed encoders and cells.
+
+    Args:
+        config: which runs.
+        out: folder for runs/ (weights, logs) and results/ (small JSON files).
+        workers: processes, each a run with one thread; 1: this process.
+        say: takes a line for each run that ends.
+
+    Returns:
+        A line for each run that failed; the others are made all the same.
+    """
+    failed: list[str] = []
+    for stage in stages(config):
+        left = [cell for cell in stage if not _result_file(out, cell).exists()]
+        for cell, error in _made(config, left, out, workers):
+            if error is None:
+                result = read_result(_result_file(out, cell))
+                scores = "  ".join(f"{Path(s.source).name} {s.macro_f1:.3f}" for s in result.tests)
+                say(f"{cell.name}: selection {result.best:.3f}  {scores}  {result.minutes:.1f} minutes".rstrip())
+            else:
+                failed.append(f"{cell.name}: {error}")
+                say(failed[-1])
+    return failed
+
+
+def stages(config: StudyConfig) -> Iterator[list[Cell]]:
+    """The queue: what is in one stage needs nothing of the same stage."""
+    bases = dict.fromkeys(_base(row) for row in config.rows)
+    middle = sorted(config.labels)[len(config.labels) // 2]
+    yield [Cell(base, middle, config.seeds[0], lr) for base in bases for lr in GRID]
+    paired = [row for row in config.rows if row in PAIRED]
+    for seed in config.seeds:
+        if paired:
+            yield [Cell(ENCODER, k, seed) for k in config.paired]
+        rows = [row for row in config.rows if row not in PAIRED]
+        yield [Cell(row, k, seed) for k in config.labels for row in rows] + [
+            Cell(row, k, seed) for k in config.paired for row in paired
+        ]
+
+
+def read_results(out: Path) -> list[CellResult]:
+    """All results of a study but those of its grid and its encoders, in order of row, labels and seed."""
+    results = [read_result(path) for path in sorted((out / "results").glob("*.json")) if path.name[:5] != "grid-"]
+    known = [result for result in results if result.row in ROWS]
+    return sorted(known, key=lambda r: (ROWS.index(r.row), r.labels, r.seed))
+
+
+def read_result(path: Path) -> CellResult:
+    """One result file. Raises ValueError if it is none."""
+    try:
+        return config_from_json(CellResult, json.loads(path.read_text()), str(path))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not JSON ({error}); remove it, and its run is made again") from None
+
+
+def _made(config: StudyConfig, cells: Sequence[Cell], out: Path, workers: int) -> Iterator[tuple[Cell, str | None]]:
+    """Run cells; each with what went wrong, or None, as it ends."""
+    if workers == 1 or len(cells) < 2:
+        for cell in cells:
+            yield cell, _run(config, cell, out)
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_one_thread) as pool:
+        futures: dict[Future[str | None], Cell] = {pool.submit(_run, config, cell, out): cell for cell in cells}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _run(config: StudyConfig, cell: Cell, out: Path) -> str | None:
+    """Make one run and its result file."""
+    try:
+        return _pretrain(config, cell, out) if cell.row == ENCODER else _finetune(config, cell, out)
+    except (ValueError, OSError, FloatingPointError) as error:
+        return " ".join(str(error).split())
+
+
+def _finetune(config: StudyConfig, cell: Cell, out: Path) -> str | None:
+    started = monotonic()
+    select = open_events(config.select)
+    events = open_events([*config.train, *config.select])
+    settings = recipe(config, cell, _learning_rate(out, cell) if cell.lr is None else cell.lr, len(select))
+    start = _start(config, cell, out)
+    bundle = _logged(
+        out,
+        cell,
+        lambda say: finetune_semantic(
+            events,
+            settings,
+            out / "runs" / cell.name,
+            sources=[*config.train, *config.select],
+            start=start,
+            device="auto",
+            say=say,
+        ),
+    )
+    if bundle is None:
+        return "stopped by a signal and saved; the same command goes on"
+    tests: list[Score] = []
+    if cell.lr is None:
+        model = load_bundle(bundle).model
+        for source in config.tests:
+            result = segmentation([motif_table(model, event) for event in open_events(source)])
+            f1 = tuple(None if value != value else float(value) for value in result.f1)
+            tests.append(Score(source, result.events, result.macro_f1, result.macro_f1_low, result.macro_f1_high, f1))
+    _write(out, cell, settings.optim.lr, settings.steps * settings.batch_events, started, settings.batch_events, tests)
+    return None
+
+
+def _pretrain(config: StudyConfig, cell: Cell, out: Path) -> str | None:
+    started = monotonic()
+    settings = PRETRAIN[f"{config.size}_pretrain"]()
+    steps = max(1, config.samples // settings.batch_events)
+    every = max(1, steps // EVALUATIONS)
+    settings = replace(settings, steps=steps, save_every=every, evaluate_every=every, keep="best", seed=cell.seed)
+    events = drawn(open_events(config.train, truth=False), cell.labels, cell.seed)
+    bundle = _logged(
+        out,
+        cell,
+        lambda say: pretrain(
+            events,
+            settings,
+            out / "runs" / cell.name,
+            sources=[*config.train, f"{cell.labels} events drawn with seed {cell.seed}"],
+            probe_events=open_events(config.select),
+            probe_sources=config.select,
+            device="auto",
+            say=say,
+        ),
+    )
+    if bundle is None:
+        return "stopped by a signal and saved; the same command goes on"
+    _write(out, cell, settings.optim.lr, steps * settings.batch_events, started, settings.batch_events, [])
+    return None
+
+
+def recipe(config: StudyConfig, cell: Cell, lr: float, n_select: int) -> FinetuneConfig:
+    """The configuration of a fine-tuning cell."""
+    base = _base(cell.row)
+    made = FINETUNE[f"{config.size}_{'uresnet' if base == 'uresnet' else 'semantic'}"]()
+    samples = config.samples if cell.lr is None else config.samples // 4
+    steps = max(1, samples // made.batch_events)
+    every = max(1, steps // EVALUATIONS)
+    return replace(
+        made,
+        mode="linear" if base == "linear" else "decoder" if base == "decoder" else "full",
+        labels=cell.labels,
+        steps=steps,
+        save_every=every,
+        evaluate_every=every,
+        validation_events=n_select,
+        keep="best",
+        seed=cell.seed,
+        optim=replace(made.optim, lr=lr, layer_decay=LAYER_DECAY if base == "full" else 1.0),
+    )
+
+
+def _base(row: str) -> str:
+    """How a row is trained, whatever its encoder was trained on."""
+    return row.removesuffix("_k")
+
+
+def _start(config: StudyConfig, cell: Cell, out: Path) -> str | None:
+    if cell.row in SUPERVISED:
+        return None
+    if cell.row in PAIRED:
+        return str(out / "runs" / Cell(ENCODER, cell.labels, cell.seed).name)
+    return config.encoder
+
+
+def _learning_rate(out: Path, cell: Cell) -> float:
+    """The candidate of the grid with the best selection score; of equals the smaller."""
+    paths = [_result_file(out, Cell(_base(cell.row), 0, 0, lr)) for lr in GRID]
+    found = [read_result(path) for path in paths if path.exists()]
+    if not found:
+        raise ValueError(f"{cell.name}: no result of the learning rates of {_base(cell.row)}; they come first")
+    return max(found, key=lambda result: (result.best, -result.lr)).lr
+
+
+def _logged(out: Path, cell: Cell, run: Callable[[Callable[[str], None]], Path | None]) -> Path | None:
+    log = out / "runs" / f"{cell.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+
+        def say(line: str) -> None:
+            print(line, file=file, flush=True)
+
+        return run(say)
+
+
+def _write(
+    out: Path, cell: Cell, lr: float, samples: int, started: float, batch_events: int, tests: Sequence[Score]
+) -> None:
+    """The result, when all is done; then the checkpoints, which are large, are not needed any more."""
+    run = out / "runs" / cell.name
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    prefix = "validation_macro_f1"
+    curve = tuple(
+        Validation(line["step"] * batch_events, line[prefix], line.get(f"{prefix}_low"), line.get(f"{prefix}_high"))
+        for line in lines
+        if prefix in line
+    )
+    minutes = round((monotonic() - started) / 60, 1)
+    result = CellResult(cell.row, cell.labels, cell.seed, lr, samples, minutes, curve, tuple(tests), __version__)
+    publish_text(_result_file(out, cell), json.dumps(_plain(asdict(result)), indent=1) + "\n")
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+
+
+def _plain(value: Any) -> Any:
+    """NaN is no JSON."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return None if isinstance(value, float) and value != value else value
+
+
+def _result_file(out: Path, cell: Cell) -> Path:
+    return out / "results" / f"{cell.name}.json"
