@@ -154,6 +154,7 @@ def pretrain(arguments: argparse.Namespace) -> int:
             sources=arguments.data,
             probe_events=probe_events,
             probe_sources=arguments.probe,
+            scale=scale,
             device=arguments.device,
             say=progress.say,
             live=progress.live,
@@ -174,7 +175,8 @@ def finetune(arguments: argparse.Namespace) -> int:
 
     settings = [f"{name}={getattr(arguments, name)}" for name in ("mode", "labels") if getattr(arguments, name)]
     config = override(_recipe(FINETUNE, arguments)(), [*_settings(arguments), *settings])
-    events = open_events(arguments.data, energy_scale=arguments.energy_scale, voxel_mm=arguments.voxel_mm)
+    scale = {"energy_scale": arguments.energy_scale, "voxel_mm": arguments.voxel_mm}
+    events = open_events(arguments.data, **scale)
     with joined(arguments.device), closing(Progress(arguments.quiet)) as progress:
         bundle = finetune_semantic(
             events,
@@ -182,6 +184,7 @@ def finetune(arguments: argparse.Namespace) -> int:
             arguments.out,
             sources=arguments.data,
             start=None if arguments.start == "scratch" else arguments.start,
+            scale=scale,
             device=arguments.device,
             say=progress.say,
             live=progress.live,

@@ -9,7 +9,7 @@ import torch
 
 from larpanda.event import Event
 from larpanda.model.bundle import load_bundle
-from larpanda.train.checkpoint import damage
+from larpanda.train.checkpoint import NoCheckpointError, damage
 from larpanda.train.finetune import finetune_semantic
 from larpanda.train.optim import OptimConfig, learning_rate, make_optimizer
 from larpanda.train.recipes import panda_semantic
@@ -70,6 +70,16 @@ def test_a_killed_run_ends_as_if_it_had_not_been(events, tiny_run, tmp_path, rea
     logs = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "killed")]
     losses = [[(json.loads(line)["step"], json.loads(line).get("loss")) for line in log] for log in logs]
     assert losses[0] == losses[1]
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_start_over(events, tiny_run, tmp_path):
+    run(events, tiny_run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/bundle")
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    log = (tmp_path / "run/metrics.jsonl").read_bytes()
+    with pytest.raises(NoCheckpointError, match="8 steps are logged, but there is no checkpoint"):
+        run(events, tiny_run, tmp_path / "run")
+    assert (tmp_path / "run/metrics.jsonl").read_bytes() == log
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(events, tiny_run, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import multiprocessing
 import os
 import sys
 import types
@@ -204,8 +205,14 @@ def test_panoptic_heads_run_in_bfloat16(make_cloud, tiny_run):
         model.particle(model.encoder(PointBatch.pack([make_cloud(80), make_cloud(50, seed=1)])))
 
 
-def ordinals(events, rngs, progress):
-    return [(int(event), rng.integers(1 << 30)) for event, rng in zip(events, rngs, strict=True)], progress
+class Ordinals:
+    """Makes batches of the numbers of events. Can be sent to processes."""
+
+    def size(self, event):
+        return len(event)
+
+    def __call__(self, events, rngs, progress):
+        return [(int(event), rng.integers(1 << 30)) for event, rng in zip(events, rngs, strict=True)], progress
 
 
 class Numbered:
@@ -232,7 +239,7 @@ class Number(int):
 
 @pytest.mark.parametrize(("begin", "workers"), [(0, 2), (4, 1), (6, 1)])
 def test_processes_give_the_batches_that_this_one_would(begin, workers):
-    share = Share(Numbered(11), Stream(11, 5, 3), ordinals, 6, rank=1, world=2)
+    share = Share(Numbered(11), Stream(11, 5, 3), Ordinals(), 6, rank=1, world=2)
     expected = [share[step] for step in range(begin, 6)]
     assert list(inputs(share, begin, 0)) == expected
     assert list(inputs(share, begin, workers)) == expected
@@ -240,23 +247,36 @@ def test_processes_give_the_batches_that_this_one_would(begin, workers):
 
 def test_the_shares_of_a_step_are_its_batch():
     for world in (1, 2, 3, 5):
-        parts = [Share(Numbered(11), Stream(11, 5, 3), ordinals, 6, rank, world)[4][0] for rank in range(world)]
-        whole = Share(Numbered(11), Stream(11, 5, 3), ordinals, 6)[4][0]
+        parts = [Share(Numbered(11), Stream(11, 5, 3), Ordinals(), 6, rank, world)[4][0] for rank in range(world)]
+        whole = Share(Numbered(11), Stream(11, 5, 3), Ordinals(), 6)[4][0]
         assert sorted(chain(*parts)) == sorted(whole)
 
 
 def test_an_event_that_cannot_be_read_is_the_same_error_from_a_process():
-    share = Share(Numbered(11, ValueError("file.h5: event 3 is cut short"), 3), Stream(11, 5, 3), ordinals, 6)
-    with pytest.raises(ValueError, match=r"^file\.h5: event 3 is cut short$"):
+    share = Share(Numbered(11, ValueError("file.h5: event 3 is cut short"), 3), Stream(11, 5, 3), Ordinals(), 6)
+    with pytest.raises(ValueError, match=r"^file\.h5: event 3 is cut short$") as error:
         list(inputs(share, 0, 1))
+    assert not multiprocessing.active_children()  # although the error's trace is kept: at its end Python waits for them
+    assert error.traceback
 
 
 def test_a_process_that_dies_is_an_error_and_no_hang():
-    share = Share(Numbered(11, at=3), Stream(11, 5, 3), ordinals, 6)
+    share = Share(Numbered(11, at=3), Stream(11, 5, 3), Ordinals(), 6)
     with pytest.raises(
         ChildProcessError, match=r"a process that makes batches died .*goes on from the last checkpoint"
-    ):
-        list(inputs(share, 0, 1))
+    ) as error:
+        list(inputs(share, 0, 2))
+    assert not multiprocessing.active_children()
+    assert error.traceback
+
+
+def test_what_is_not_read_to_the_end_leaves_no_process():
+    share = Share(Numbered(11), Stream(11, 5, 3), Ordinals(), 6)
+    made = inputs(share, 0, 1)
+    next(made)
+    assert multiprocessing.active_children()
+    made.close()
+    assert not multiprocessing.active_children()
 
 
 def test_weight_decay_goes_along_a_cosine():

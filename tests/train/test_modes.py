@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import larpanda
 from larpanda.cli import main
 from larpanda.data.stream import drawn
 from larpanda.event import Motif
@@ -173,6 +174,17 @@ def test_the_command_line_takes_mode_and_labels(tmp_path, encoder, capsys):
     assert "a linear layer on frozen features" in card
     assert main([*words[:-3], "--out", str(tmp_path / "no"), "--labels", "9", *settings]) == 2
     assert "9 labelled events are asked for; there are 3" in capsys.readouterr().err
+
+
+def test_a_run_does_not_go_on_with_events_on_another_scale(tmp_path, make_cloud, capsys):
+    larpanda.write_events(str(tmp_path / "clouds.h5"), [make_cloud(60, seed=s) for s in range(3)])
+    words = ["finetune", "semantic", str(tmp_path / "clouds.h5"), "--from", "scratch", "--quiet"]
+    words += ["--out", str(tmp_path / "run"), "--recipe", "nano_uresnet", "--set", "validation_events=1"]
+    words += ["--set", "steps=1", "--set", "batch_events=1", "--set", "model.encoder.channels=4,6"]
+    assert main(words) == 0
+    assert json.loads((tmp_path / "run/config.json").read_text())["scale"] == {"energy_scale": 1.0, "voxel_mm": 3.0}
+    assert main([*words, "--energy-scale", "2"]) == 2
+    assert "scale.energy_scale 1.0 there, 2.0 here" in capsys.readouterr().err
 
 
 def test_the_u_resnet_trains_in_the_same_loop(tmp_path):

@@ -288,3 +288,18 @@ def test_a_killed_run_ends_with_the_same_bytes(file, tmp_path, n):
     assert "going on from step 5" in said
     assert weights(tmp_path / "run/bundle") == weights(tmp_path / "whole/bundle")
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [1, 2])
+def test_killed_anywhere_in_saving_it_ends_with_the_same_bytes(file, tmp_path, n):
+    short = {"steps": 8, "save_every": 3, "evaluate_every": 8}
+    codes, said = in_processes_of_their_own(file, tmp_path / "whole", n, **short)
+    assert codes == [0] * n, said
+    for point in ("mkdir", "model", "optimizer", "state", "manifest", "written", "rename", "renamed"):
+        codes, _ = in_processes_of_their_own(file, tmp_path / point, n, f"kill@checkpoint.{point}:step=6", **short)
+        assert codes[0] == KILLED
+        codes, said = in_processes_of_their_own(file, tmp_path / point, n, **short)
+        assert codes == [0] * n, said
+        assert f"going on from step {6 if point == 'renamed' else 3}" in said
+        assert weights(tmp_path / point / "bundle") == weights(tmp_path / "whole/bundle")

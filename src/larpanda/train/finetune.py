@@ -1,9 +1,10 @@
 """A fine-tuning run: its folder, its first weights, and the bundle and card it ends with."""
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ def finetune_semantic(
     *,
     sources: Sequence[str],
     start: str | None,
+    scale: Mapping[str, float] = MappingProxyType({}),
     device: str = "auto",
     say: Callable[[str], None],
     live: Callable[[str], None] | None = None,
@@ -45,6 +47,7 @@ def finetune_semantic(
             configuration the run goes on from the newest.
         sources: where the events come from, for the record.
         start: a bundle whose encoder (and semantic head, if it has one) to begin with; None: random weights.
+        scale: how they were read, ``energy_scale`` and ``voxel_mm`` of ``open_events``, for the record.
         device: ``auto``, ``cpu`` or ``cuda``.
         say: takes one line of progress.
         live: takes one line after each step, to show until the next.
@@ -77,6 +80,7 @@ def finetune_semantic(
         "task": "semantic",
         "config": asdict(config),
         "data": list(sources),
+        "scale": dict(scale),
         "events": len(chosen),
         "from": start or "scratch",
         "larpanda": __version__,

@@ -72,6 +72,13 @@ class Journal:
         self._waiting.clear()
 
 
+def logged_steps(run: Path) -> int:
+    """The last step that a run has logged; 0 without a log."""
+    path = run / "metrics.jsonl"
+    steps = [_step_of(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return int(max((step for step in steps if math.isfinite(step)), default=0))
+
+
 def _forget_after(path: Path, step: int) -> None:
     """Drop the log of steps that will be taken again."""
     if path.exists():

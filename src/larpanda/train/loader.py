@@ -4,7 +4,7 @@ What a step gets depends on the stream and the number of processes of the run, n
 """
 
 import signal
-from collections.abc import Generator, Sequence, Sized
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic
 
@@ -13,12 +13,14 @@ from torch.utils.data import DataLoader, Dataset
 from larpanda.data.stream import Stream, shares
 from larpanda.train.tasks import B, MakeBatch
 
+_END = object()
+
 
 @dataclass(frozen=True)
 class Share(Generic[B]):
     """What one of the processes of a run takes of every step's batch. Can be sent to processes."""
 
-    events: Sequence[Sized]
+    events: Sequence[Any]
     stream: Stream
     make: MakeBatch[Any, B]
     steps: int
@@ -32,7 +34,7 @@ class Share(Generic[B]):
         numbers of its place in the whole batch, and 1, 2 or 8 processes see the same views.
         """
         batch = [self.events[int(i)] for i in self.stream.ordinals(step)]
-        places = shares([len(event) for event in batch], self.world)[self.rank]
+        places = shares([self.make.size(event) for event in batch], self.world)[self.rank]
         rngs = [self.stream.generator(step, place) for place in places]
         return self.make([batch[place] for place in places], rngs, step / self.steps)
 
@@ -66,21 +68,28 @@ def inputs(share: Share[B], begin: int, workers: int) -> Generator[B, None, None
         multiprocessing_context="spawn",
     )
     made = iter(loader)
-    while True:
-        try:
-            item = next(made)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise ChildProcessError(
-                f"a process that makes batches died ({str(error).splitlines()[0]}); was there memory for {workers} of "
-                "them (workers)? The same command goes on from the last checkpoint"
-            ) from None
-        if isinstance(item, Exception):
-            raise item
-        yield item
+    try:
+        while (item := _next(made, workers)) is not _END:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    finally:
+        del made  # ends the processes; an error's trace must not keep them, since they do not end when asked to
+
+
+def _next(made: Iterator[Any], workers: int) -> Any:
+    """The next item, an error to raise, or _END."""
+    try:
+        return next(made)
+    except StopIteration:
+        return _END
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        return ChildProcessError(
+            f"a process that makes batches died ({str(error).splitlines()[0]}); was there memory for {workers} of "
+            "them (workers)? The same command goes on from the last checkpoint"
+        )
 
 
 class _OrError(Dataset[Any]):

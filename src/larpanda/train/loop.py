@@ -8,7 +8,7 @@ losses and gradients are sums over them, and only the first writes and speaks.
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
@@ -20,9 +20,9 @@ from torch import Tensor
 
 from larpanda.data.stream import Stream
 from larpanda.parallel import give_back_memory, joined, on_first, rank, sum_gradients, total, world
-from larpanda.train.checkpoint import Checkpoints, State, share_state
+from larpanda.train.checkpoint import Checkpoints, NoCheckpointError, State, share_state
 from larpanda.train.fault import fault_point
-from larpanda.train.journal import Journal
+from larpanda.train.journal import Journal, logged_steps
 from larpanda.train.loader import Share, inputs
 from larpanda.train.optim import learning_rate, make_optimizer, set_learning_rate, set_weight_decay, weight_decay
 from larpanda.train.run import RunConfig, claimed, config_hash
@@ -36,7 +36,7 @@ MOST_SKIPPED = 3  # steps in a row that are not finite, before the run gives up
 
 
 def train(
-    events: Sequence[Sized],
+    events: Sequence[Any],
     config: RunConfig,
     run: Path,
     record: Mapping[str, Any],
@@ -50,7 +50,7 @@ def train(
     """A whole run, of any task: own its folder, ``fit``, and write its bundle. Started by torchrun, processes share it.
 
     Args:
-        events: to train on, or what stands for them; the length of each is its number of points.
+        events: to train on, or what stands for them.
         config: steps, sizes, seed.
         run: folder for config.json, metrics.jsonl, checkpoints/ and bundle/.
         record: what the run is (``run.claimed``).
@@ -87,7 +87,7 @@ def train(
 
 def fit(
     task: Task[B],
-    events: Sequence[Sized],
+    events: Sequence[Any],
     config: RunConfig,
     run: Path,
     say: Callable[[str], None],
@@ -111,7 +111,7 @@ def fit(
 
     Raises:
         FloatingPointError: loss or gradient was not finite in 3 steps in a row; none of them was taken.
-        NoCheckpointError: all checkpoints of the run are damaged.
+        NoCheckpointError: all checkpoints of the run are damaged, or gone although it had some.
         ValueError: fewer events in a batch than processes, or a checkpoint that does not fit.
         OSError: the last checkpoint cannot be written, or an event cannot be read.
     """
@@ -126,6 +126,7 @@ def fit(
     begin = state.step
     if begin:
         say(f"going on from step {begin}")
+    on_first(lambda: _check_not_lost(run, begin, config))
     journal = Journal(run, begin, say, config.tensorboard)
     stream = Stream(len(events), config.batch_events, config.seed)
     share = Share(events, stream, task.batch, config.steps, rank(), world())
@@ -209,6 +210,15 @@ def fit(
                 break
     journal.close()
     return state.step == config.steps
+
+
+def _check_not_lost(run: Path, begin: int, config: RunConfig) -> None:
+    """A run that has logged the steps of a checkpoint, and has none, was not killed before its first."""
+    if begin == 0 and (logged := logged_steps(run)) > config.save_every:
+        raise NoCheckpointError(
+            f"{run}: {logged} steps are logged, but there is no checkpoint: they were removed or could not be written; "
+            "remove the folder to start over"
+        )
 
 
 def _backward(

@@ -4,6 +4,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ def pretrain(
     sources: Sequence[str],
     probe_events: Sequence[Event] = (),
     probe_sources: Sequence[str] = (),
+    scale: Mapping[str, float] = MappingProxyType({}),
     device: str = "auto",
     say: Callable[[str], None],
     live: Callable[[str], None] | None = None,
@@ -39,6 +41,7 @@ def pretrain(
         sources: where the events come from, for the record.
         probe_events: with truth, for the linear probe; none: no probe.
         probe_sources: where those come from, for the record.
+        scale: how they were read, ``energy_scale`` and ``voxel_mm`` of ``open_events``, for the record.
         device: ``auto``, ``cpu`` or ``cuda``.
         say: takes one line of progress.
         live: takes one line after each step, to show until the next.
@@ -66,6 +69,7 @@ def pretrain(
         "task": "pretrain",
         "config": asdict(config),
         "data": list(sources),
+        "scale": dict(scale),
         "events": len(events),
         "probe": list(probe_sources),
         "larpanda": __version__,

@@ -78,6 +78,9 @@ class MakeBatch(Protocol[I_contra, B_co]):
     def __call__(self, events: Sequence[I_contra], rngs: Sequence[np.random.Generator], progress: float) -> B_co:
         """One random generator for each event: nothing an event becomes depends on the others."""
 
+    def size(self, event: I_contra) -> int:
+        """About how many points come of an event, for an even division among processes."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelledBatch:
@@ -103,6 +106,10 @@ class LabelledBatches:
     augmentation: Augmentation
     min_energy_mev: float
     n_draws: int  # for each event
+
+    def size(self, event: Event) -> int:
+        """Its own."""
+        return len(event)
 
     def __call__(self, events: Sequence[Event], rngs: Sequence[np.random.Generator], progress: float) -> LabelledBatch:
         """Make the input of a step."""
@@ -226,10 +233,18 @@ class FrozenEvents(Sequence[LabelledFeatures]):
         return self._kept[index]
 
 
-def _pack_features(
-    events: Sequence[LabelledFeatures], rngs: Sequence[np.random.Generator], progress: float
-) -> LabelledFeatures:
-    return LabelledFeatures.pack(events)
+class FeatureBatches:
+    """Lays the features of events end to end; nothing about them is random."""
+
+    def size(self, event: LabelledFeatures) -> int:
+        """Its own."""
+        return len(event)
+
+    def __call__(
+        self, events: Sequence[LabelledFeatures], rngs: Sequence[np.random.Generator], progress: float
+    ) -> LabelledFeatures:
+        """Make the input of a step."""
+        return LabelledFeatures.pack(events)
 
 
 class LinearSemantic:
@@ -241,7 +256,7 @@ class LinearSemantic:
         assert model.semantic.decoder is None
         self.model, self.semantic_loss, self.validation = model, loss, validation
         self.linear = model.semantic.linear
-        self.batch = _pack_features
+        self.batch = FeatureBatches()
 
     def loss(self, batch: LabelledFeatures, progress: float) -> Losses:
         """Of the layer's logits of a batch."""
@@ -274,6 +289,10 @@ class ViewBatches:
     views: ViewConfig
     min_energy_mev: float
     n_draws: int  # for each view that the student sees
+
+    def size(self, event: Event) -> int:
+        """Of the largest view of it."""
+        return min(len(event), self.views.max_points)
 
     def __call__(self, events: Sequence[Event], rngs: Sequence[np.random.Generator], progress: float) -> ViewBatch:
         """Cut views out of what the model would see of each event."""
