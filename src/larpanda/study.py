@@ -171,7 +171,7 @@ def run_study(config: StudyConfig, out: Path, workers: int, say: Callable[[str],
     """
     failed: list[str] = []
     for stage in stages(config):
-        left = [cell for cell in stage if not _result_file(out, cell).exists()]
+        left = [cell for cell in stage if not _is_made(out, cell)]
         for cell, error in _made(config, left, out, workers):
             if error is None:
                 result = read_result(_result_file(out, cell))
@@ -375,6 +375,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
     return None if isinstance(value, float) and value != value else value
+
+
+def _is_made(out: Path, cell: Cell) -> bool:
+    """Whether the result is there, and of an encoder also what others begin with: results travel without weights."""
+    bundle = out / "runs" / cell.name / "bundle"
+    return _result_file(out, cell).exists() and (cell.row != ENCODER or bundle.is_dir())
 
 
 def _result_file(out: Path, cell: Cell) -> Path:
