@@ -222,7 +222,7 @@ def test_show(tmp_path, small, capsys):
         (["generate", "events.h5", "--preset", "jupiter.yaml"], r"jupiter\.yaml: no such file"),
         (["generate", "events.h5", "--preset", "wrong.yaml"], r"wrong\.yaml: rian: no such field; the nearest is rain"),
         (["generate", "events.h5", "--set", "rain.particle=4,8"], "no such setting; the nearest is rain.particles"),
-        (["generate", "events.h5", "--set", "rain.particles=many"], r"rain\.particles is 'many'; expected tuple"),
+        (["generate", "events.h5", "--set", "rain.particles=many"], r"rain\.particles is \['many'\]; expected tuple"),
         (["generate", "events.h5", "--workers", "0"], "0 is not a positive whole number"),
         (["generate", "events.h5", "--start", "-1"], "start = -1"),
         (["view", "generate:wrong.yaml?events=3"], r"wrong\.yaml: rian"),
