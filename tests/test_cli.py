@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import h5py
@@ -104,7 +105,13 @@ def test_evaluate(tmp_path, capsys):
     assert metrics["conventions"]
     page = (tmp_path / "index.html").read_text()
     assert "<svg" in page
-    assert 'href="events.html"' in page
+    accuracies = re.findall(r'href="events.html#event=(\d)">(\d)</a> \((\d+)%\)', page)
+    assert [place for place, _, _ in accuracies] == ["0", "1", "2", "3"]
+    assert [int(percent) for _, _, percent in accuracies] == sorted(int(percent) for _, _, percent in accuracies)
+    for name in ("n_voxels", "energy_mev"):
+        parts = metrics["semantic_by"][name]
+        assert sum(part["events"] for part in parts) == 4
+        assert all(a["high"] <= b["low"] for a, b in pairwise(parts))
     assert (tmp_path / "events.html").exists()
     first = (tmp_path / "metrics.json").read_bytes()
     assert run("evaluate", "nano", GEANT4, "--out", tmp_path, "--events", "0:4", "--quiet") == 0

@@ -81,14 +81,20 @@ def reconstruct(arguments: argparse.Namespace) -> int:
 def evaluate(arguments: argparse.Namespace) -> int:
     """Compare a model with the truth in files."""
     from larpanda.data import median_energy_warning, open_events
+    from larpanda.parallel import joined, rank
     from larpanda.report import evaluate_events, table, write_report
 
-    model = _load(arguments.bundle, arguments)
     source = open_events(arguments.data, energy_scale=arguments.energy_scale, voxel_mm=arguments.voxel_mm)
+    entries = entries_of(arguments.events, len(source))
+    with joined(arguments.device):
+        model = _load(arguments.bundle, arguments)
+        arguments.quiet |= rank() > 0
+        shown = _progress(entries, len(entries), "events", arguments)
+        result = evaluate_events(model, source, shown, seed=arguments.seed)
+        if rank() > 0:
+            return 0
     if warning := median_energy_warning(source):
         print(f"larpanda evaluate: warning: {warning}", file=sys.stderr)
-    entries = entries_of(arguments.events, len(source))
-    result = evaluate_events(model, source, _progress(entries, len(entries), "events", arguments), seed=arguments.seed)
     for line in result.left_out:
         print(f"larpanda evaluate: left out: {one_line(line)}", file=sys.stderr)
     write_report(arguments.out, result, model, [str(one) for one in arguments.data])

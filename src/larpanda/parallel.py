@@ -121,6 +121,15 @@ def on_first(work: Callable[[], T]) -> T:
     return result
 
 
+def gathered(value: T) -> list[T]:
+    """What each process of the run has, in their order; all get it."""
+    if world() == 1:
+        return [value]
+    values: list[Any] = [None] * world()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def share(tensors: Iterable[Tensor], device: torch.device) -> None:
     """Overwrite tensors, on any device, with those of the first process. device: the one of the run's collectives."""
     if world() == 1:

@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -12,16 +13,26 @@ import numpy.typing as npt
 
 from larpanda.data import open_events
 from larpanda.data.rows import open_rows
-from larpanda.display.figures import MOTIF_NAME, bars_svg, confusion_svg
+from larpanda.display.figures import MOTIF_NAME, bars_svg, confusion_svg, lines_svg
 from larpanda.display.scene import page
-from larpanda.evaluate.segmentation import CONVENTIONS, Segmentation, as_json, segmentation
+from larpanda.evaluate.segmentation import (
+    CONVENTIONS,
+    Part,
+    Segmentation,
+    as_json,
+    parts_as_json,
+    segmentation,
+    segmentation_by,
+)
 from larpanda.event import MIN_ENERGY_MEV, Event, Motif
 from larpanda.model.bundle import find_bundle, read_bundle_config
+from larpanda.parallel import gathered, rank, world
 from larpanda.publish import publish_text
 from larpanda.reconstruct import Reconstructor
 from larpanda.runs import describe_run, is_run
 from larpanda.train.tasks import motif_table
 
+BY = {"n_voxels": "voxels above threshold", "energy_mev": "energy above threshold, MeV"}
 WORST = 6  # events on the page beside the report
 
 
@@ -30,6 +41,7 @@ class Evaluation:
     """Motif metrics of a model over events, and which events they are."""
 
     semantic: Segmentation
+    by: Mapping[str, tuple[Part, ...]]  # the same in ranges of n_voxels and of energy_mev, above threshold
     entries: tuple[int, ...]  # of the sequence that was evaluated
     tables: tuple[npt.NDArray[np.int64], ...]  # [5, 5] each: confusion of every event
     events: Sequence[Event]
@@ -38,6 +50,8 @@ class Evaluation:
 
 def evaluate_events(model: Reconstructor, events: Sequence[Event], entries: Iterable[int], seed: int = 0) -> Evaluation:
     """Compare a model's motifs with the truth, voxels above its threshold, one event at a time.
+
+    Started by torchrun, the processes share the events; all get the same result as one alone.
 
     Args:
         model: with a semantic head.
@@ -50,22 +64,48 @@ def evaluate_events(model: Reconstructor, events: Sequence[Event], entries: Iter
     """
     if model.model.semantic is None:
         raise ValueError(f"bundle {model.name} has no semantic head to evaluate")
-    used, tables, left_out = [], [], []
-    for entry in entries:
-        try:
-            event = events[entry]
-        except (ValueError, OSError) as error:
-            left_out.append(str(error))
-            continue
-        if problem := event.problem() or ("" if event.has_truth else "no motif labels"):
-            left_out.append(f"{event.key or f'event {entry}'}: {problem}")
-            continue
-        used.append(entry)
-        tables.append(motif_table(model.model, event))
+    mine = {place: _judge(model, events, entry) for place, entry in enumerate(entries) if place % world() == rank()}
+    judged = {place: one for part in gathered(mine) for place, one in part.items()}
+    in_order = [judged[place] for place in sorted(judged)]
+    used = [one for one in in_order if isinstance(one, _Judged)]
+    left_out = [one for one in in_order if isinstance(one, str)]
     if not used:
         reason = f"; the first: {left_out[0]}" if left_out else ""
         raise ValueError(f"no event with truth among {len(left_out)}{reason}")
-    return Evaluation(segmentation(tables, seed=seed), tuple(used), tuple(tables), events, tuple(left_out))
+    tables = [one.table for one in used]
+    by = {
+        name: segmentation_by([getattr(one, name) for one in used], tables, seed=seed)
+        for name in ("n_voxels", "energy_mev")
+    }
+    return Evaluation(
+        segmentation(tables, seed=seed),
+        by,
+        tuple(one.entry for one in used),
+        tuple(tables),
+        events,
+        tuple(left_out),
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Judged:
+    entry: int
+    table: npt.NDArray[np.int64]  # [5, 5]
+    n_voxels: int  # above threshold
+    energy_mev: float  # of them
+
+
+def _judge(model: Reconstructor, events: Sequence[Event], entry: int) -> _Judged | str:
+    """Of one event; or why it is left out."""
+    try:
+        event = events[entry]
+    except (ValueError, OSError) as error:
+        return str(error)
+    if problem := event.problem() or ("" if event.has_truth else "no motif labels"):
+        return f"{event.key or f'event {entry}'}: {problem}"
+    visible = event.visible(model.model.config.min_energy_mev)[0]
+    energy = float(visible.energy.double().sum())
+    return _Judged(entry, motif_table(model.model, event), len(visible), energy)
 
 
 def table(result: Evaluation) -> str:
@@ -100,6 +140,7 @@ def write_report(out: Path, result: Evaluation, model: Reconstructor, sources: S
         "events": scores.events,
         "left_out": len(result.left_out),
         "semantic": as_json(scores),
+        "semantic_by": {name: parts_as_json(parts) for name, parts in result.by.items()},
         "conventions": dict(CONVENTIONS),
         "data": [Path(source).name if not source.startswith("generate:") else source for source in sources],
         "model": model.name,
@@ -108,22 +149,34 @@ def write_report(out: Path, result: Evaluation, model: Reconstructor, sources: S
     }
     names = [MOTIF_NAME[motif] for motif in Motif]
     accuracy = [np.trace(t) / max(t.sum(), 1) for t in result.tables]
-    worst = [result.entries[i] for i in np.argsort(accuracy, kind="stable")[:WORST]]
-    pairs = [(event, model.reconstruct(event)) for event in (result.events[i] for i in worst)]
+    worst = np.argsort(accuracy, kind="stable")[:WORST].tolist()
+    pairs = [(event, model.reconstruct(event)) for event in (result.events[result.entries[i]] for i in worst)]
     publish_text(
         out / "events.html", page(pairs, f"The {len(worst)} events of lowest accuracy", summary(result, model))
     )
     figures = bars_svg(scores.f1.tolist(), scores.f1_low.tolist(), scores.f1_high.tolist(), names)
+    links = ", ".join(
+        f'<a href="events.html#event={place}">{result.entries[i]}</a> ({accuracy[i]:.0%})'
+        for place, i in enumerate(worst)
+    )
     body = _REPORT.format(
         title=html.escape(f"{model.name} on {', '.join(map(str, metrics['data']))}"),  # type: ignore[call-overload]
         table=html.escape(table(result)),
         bars=figures,
         confusion=confusion_svg(scores.confusion, names),
         conventions="".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in CONVENTIONS.items()),
-        worst=len(worst),
+        by="".join(f"<figure>{_by_svg(parts, BY[name])}</figure>" for name, parts in result.by.items()),
+        worst=links,
     )
     publish_text(out / "index.html", body)
     publish_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+
+
+def _by_svg(parts: Sequence[Part], what: str) -> str:
+    places = [math.sqrt(max(part.low, 1e-3) * max(part.high, 1e-3)) for part in parts]
+    results = [part.result for part in parts]
+    ends = ([r.macro_f1_low for r in results], [r.macro_f1_high for r in results])
+    return lines_svg([("macro F1", places, [r.macro_f1 for r in results], *ends)], what, "macro F1")
 
 
 def describe(what: str) -> str:
@@ -202,7 +255,11 @@ dt {{ font-weight: 600; }} dd {{ margin: 0 0 .4rem 1.5rem; }}
 <pre>{table}</pre>
 <figure>{bars}<figcaption>F1 of each motif, with 68 % intervals from a bootstrap over events</figcaption></figure>
 <figure>{confusion}</figure>
-<p><a href="events.html">The {worst} events of lowest accuracy</a>, truth beside prediction. Numbers for programs:
+<h2>Against size and energy</h2>
+<p>Events in order, cut into parts of equal number; each point stands in the middle of its part.</p>
+{by}
+<h2>Worst events</h2>
+<p>Those of lowest accuracy, truth beside prediction: event {worst}. Numbers for programs:
 <a href="metrics.json">metrics.json</a>.</p>
 <h2>Conventions</h2>
 <dl>{conventions}</dl>

@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from larpanda.display.figures import INSTANCE_COLORS, MOTIF_COLOR, MOTIF_NAME, bars_svg, confusion_svg
+from larpanda.display.figures import INSTANCE_COLORS, MOTIF_COLOR, MOTIF_NAME, bars_svg, confusion_svg, lines_svg
 
 NAMES = list(MOTIF_NAME.values())
 NAN = float("nan")
@@ -75,3 +75,16 @@ def test_mistakes_are_named():
 def test_colours_differ():
     assert len({*MOTIF_COLOR.values()}) == 5
     assert len({*INSTANCE_COLORS}) == 24
+
+
+def test_lines_have_their_names_and_a_fitting_axis():
+    few = lines_svg([("only one", [1, 2], [0.5, 0.6], [0.4, 0.5], [0.6, 0.7])], "labels", "macro F1")
+    wide = [(name, [10, 1000], [0.5, 0.6], [np.nan, 0.5], [np.nan, 0.7]) for name in ("first", "second")]
+    many = lines_svg(wide, "labels", "macro F1")
+    assert few.startswith("<svg")
+    assert "macro F1" in few
+    assert "only one" not in few  # nothing to tell apart
+    assert "first" in many
+    assert "second" in many
+    assert many == lines_svg(wide, "labels", "macro F1")
+    assert lines_svg([], "x", "y").startswith("<svg")

@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics
 
-from larpanda.evaluate.segmentation import CONVENTIONS, as_json, confusion, segmentation
+from larpanda.evaluate.segmentation import (
+    CONVENTIONS,
+    as_json,
+    confusion,
+    parts_as_json,
+    segmentation,
+    segmentation_by,
+)
 from larpanda.event import UNKNOWN, Motif
 
 NAMES = [motif.name.lower() for motif in Motif]
@@ -185,3 +192,43 @@ def test_json_is_valid_and_complete(count):
 def test_the_page_of_the_metrics_lists_exactly_these_conventions():
     page = Path(__file__).parents[2] / "docs" / "metrics.md"
     assert dict(re.findall(r"^\| `(\w+)` \| (.*?) \|$", page.read_text(), re.M)) == CONVENTIONS
+
+
+def test_parts_are_the_metrics_of_their_events():
+    tables = random_events(23, seed=3)
+    value = np.random.default_rng(0).permutation(23) / 7
+    parts = segmentation_by(value, tables, parts=4)
+    assert sum(part.result.events for part in parts) == 23
+    assert [part.result.events for part in parts] == [6, 6, 6, 5]
+    for part in parts:
+        inside = [t for t, v in zip(tables, value, strict=True) if part.low <= v <= part.high]
+        expected = segmentation(inside)
+        assert part.result.macro_f1 == expected.macro_f1
+        assert part.result.macro_f1_low == expected.macro_f1_low
+    written = parts_as_json(parts)
+    assert json.loads(json.dumps(written)) == written
+    assert written[0]["f1"]["track"] == parts[0].result.f1[1]
+
+
+def test_parts_of_few_events_and_of_none():
+    tables = random_events(3, seed=3)
+    (whole,) = segmentation_by([2.0, 1.0, 1.5], tables)
+    assert (whole.low, whole.high, whole.result.events) == (1.0, 2.0, 3)
+    assert segmentation_by([], []) == ()
+    with pytest.raises(ValueError, match="2 values for 3 events"):
+        segmentation_by([1.0, 2.0], tables)
+
+
+def test_f1_is_that_of_scikit_learn_in_200_random_cases():
+    rng = np.random.default_rng(5)
+    for case in range(200):
+        n, classes = rng.integers(1, 400), rng.integers(1, 6)
+        truth = rng.integers(0, classes, n)
+        predicted = np.where(rng.random(n) < rng.random(), truth, rng.integers(0, classes, n))
+        result = segmentation([confusion(truth, predicted)], resamples=1)
+        present = np.union1d(truth, predicted)
+        expected = metrics.f1_score(truth, predicted, labels=present, average=None, zero_division=0)
+        np.testing.assert_allclose(result.f1[present], expected, rtol=1e-12, err_msg=f"case {case}")
+        assert result.macro_f1 == pytest.approx(expected.mean())
+        iou = metrics.jaccard_score(truth, predicted, labels=present, average="macro", zero_division=0)
+        assert result.mean_iou == pytest.approx(iou)

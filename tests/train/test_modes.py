@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import _command_line as command_line
+from processes import in_processes
 
 import larpanda
 from larpanda.cli import main
@@ -197,3 +199,18 @@ def test_the_u_resnet_trains_in_the_same_loop(tmp_path):
     assert np.isfinite(sum(p.sum().item() for p in model.parameters()))
     assert "a U-ResNet" in (tmp_path / "run/bundle/README.md").read_text()
     assert len(Motif) == model.semantic.linear.out_features
+
+
+def test_two_processes_evaluate_to_the_same_bytes_as_one(tmp_path, make_cloud):
+    data = tmp_path / "clouds.h5"
+    larpanda.write_events(str(data), [make_cloud(60 + 10 * s, seed=s) for s in range(5)])
+    written = []
+    for n in (1, 2):
+        out = tmp_path / f"{n}"
+        words = ["evaluate", "nano", str(data), "--out", str(out), "--device", "cpu"]
+        codes = in_processes(command_line, n, {}, words, None, tmp_path / f"said-{n}")
+        assert codes == [0] * n
+        written.append({path.name: path.read_bytes() for path in sorted(out.iterdir())})
+    assert set(written[0]) == {"metrics.json", "index.html", "events.html"}
+    assert written[0] == written[1]
+    assert (tmp_path / "said-2-1").read_text() == ""

@@ -130,7 +130,7 @@ def bars_svg(values: Sequence[float], low: Sequence[float], high: Sequence[float
 def lines_svg(
     lines: Sequence[tuple[str, Sequence[float], Sequence[float], Sequence[float], Sequence[float]]], x: str, y: str
 ) -> str:
-    """Draw lines over a logarithmic axis, with an interval at each point.
+    """Draw lines with an interval at each point, over a logarithmic axis if the places span more than a factor of 10.
 
     Args:
         lines: name, then places, values, lower and upper ends, each of one length; NaN ends are left out.
@@ -148,12 +148,14 @@ def lines_svg(
         color = INSTANCE_COLORS[i % len(INSTANCE_COLORS)]
         panel.plot(places, values, "o-", color=color, markersize=3.5, linewidth=1.4, label=name)
         panel.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)
-    panel.set_xscale("log")
+    everywhere = [place for _, places, *_ in lines for place in places]
+    if everywhere and min(everywhere) > 0 and max(everywhere) > 10 * min(everywhere):
+        panel.set_xscale("log")
     panel.set_xlabel(x)
     panel.set_ylabel(y)
     panel.grid(color="#E4E4E4", linewidth=0.6)
     panel.spines[["top", "right"]].set_visible(False)
-    if lines:
+    if len(lines) > 1:
         panel.legend(fontsize=8, frameon=False)
     return svg_text(figure)
 

@@ -28,6 +28,7 @@ CONVENTIONS: Mapping[str, str] = {
     "mean_iou": "unweighted mean of TP / (TP + FP + FN) over the same motifs",
     "absent": "a motif in neither truth nor prediction has null for every number and is not in a mean",
     "support": "voxels of each true motif",
+    "by": "events in order of a quantity, cut into parts of equal number or nearly so; low and high are of its events",
     "interval": "_low and _high: 16th and 84th percentile of a bootstrap over events; null for fewer than 2 of them",
 }
 
@@ -121,6 +122,57 @@ def segmentation(per_event: Sequence[Counts], *, seed: int = 0, resamples: int =
         mean_iou=float(_mean_present(iou)),
         absent=tuple(name for name, value in zip(_names(), f1, strict=True) if np.isnan(value)),
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """Motif metrics of the events in which a quantity lies in a range."""
+
+    low: float  # least value of the events
+    high: float  # greatest
+    result: Segmentation
+
+
+def segmentation_by(
+    value: Sequence[float], per_event: Sequence[Counts], parts: int = 4, *, seed: int = 0
+) -> tuple[Part, ...]:
+    """Motif metrics against a quantity of the events, such as their energy.
+
+    Args:
+        value: [E], finite.
+        per_event: E matrices as for ``segmentation``.
+        parts: at most so many ranges, each of at least two events.
+        seed: of the bootstraps.
+
+    Returns:
+        Ranges in order of the quantity. Events of equal value may fall in two of them, in the order given.
+
+    Raises:
+        ValueError: lengths differ.
+    """
+    if len(value) != len(per_event):
+        raise ValueError(f"{len(value)} values for {len(per_event)} events; expected one each")
+    order = np.argsort(np.asarray(value, np.float64), kind="stable")
+    cuts = np.array_split(order, max(1, min(parts, len(order) // 2)))
+    return tuple(
+        Part(float(value[rows[0]]), float(value[rows[-1]]), segmentation([per_event[i] for i in rows], seed=seed))
+        for rows in cuts
+        if len(rows)
+    )
+
+
+def parts_as_json(parts: Sequence[Part]) -> list[dict[str, object]]:
+    """One of the ``semantic_by`` parts of metrics.json: range, events, macro F1 with its interval, F1 of each motif."""
+    names = ("macro_f1", "macro_f1_low", "macro_f1_high", "f1")
+    return [
+        {
+            "low": part.low,
+            "high": part.high,
+            "events": part.result.events,
+            **{name: value for name, value in as_json(part.result).items() if name in names},
+        }
+        for part in parts
+    ]
 
 
 def as_json(result: Segmentation) -> dict[str, object]:
