@@ -38,7 +38,7 @@ ROWS = (*SUPERVISED, *PRETRAINED, *PAIRED)
 ENCODER = "encoder_k"  # pre-training on K events
 GRID = (1e-3, 3e-3, 1e-2)  # peak learning rates that every method may choose from
 DATA = (("train", 10_000, 6), ("select", 200, 7), ("test", 1_000, 103))  # name, events, seed of the generator
-EVALUATIONS = 20  # of a run, on the selection events
+EVALUATIONS = 20  # of a run, on the selection events; a candidate of the grid has a fifth of them
 LAYER_DECAY = 0.9  # of full fine-tuning, as released; the paper has 0.97 (panda-facts H9)
 
 
@@ -300,9 +300,9 @@ def recipe(config: StudyConfig, cell: Cell, lr: float, n_select: int) -> Finetun
     """The configuration of a fine-tuning cell."""
     base = _base(cell.row)
     made = FINETUNE[f"{config.size}_{'uresnet' if base == 'uresnet' else 'semantic'}"]()
-    samples = config.samples if cell.lr is None else config.samples // 4
+    samples, n = (config.samples, EVALUATIONS) if cell.lr is None else (config.samples // 4, EVALUATIONS // 5)
     steps = max(1, samples // made.batch_events)
-    every = max(1, steps // EVALUATIONS)
+    every = max(1, steps // n)
     return replace(
         made,
         mode="linear" if base == "linear" else "decoder" if base == "decoder" else "full",
