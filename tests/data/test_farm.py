@@ -160,7 +160,11 @@ def test_ctrl_c_ends_every_process(tmp_path):
     path = tmp_path / "out.parquet"
     command = [sys.executable, "-m", "larpanda", "generate", str(path), "--events", "1000000", "--workers", "2"]
     process = subprocess.Popen(
-        [*command, "--preset", "single:proton"], stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*command, "--preset", "single:proton"],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background of a shell ignore it
     )
     wait_for(lambda: list(tmp_path.glob("out.parquet.partial/*.parquet")) or process.poll() is not None)
     os.killpg(process.pid, signal.SIGINT)
