@@ -2,7 +2,11 @@
 
 import json
 import math
+import subprocess
+import sys
+import time
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -203,3 +207,25 @@ def test_two_workers_make_the_same_results_as_one(tmp_path):
     )
     assert a == b
     assert len(a) == 3 + 2
+
+
+@pytest.mark.slow
+def test_workers_do_not_outlive_a_killed_study_which_then_goes_on(tmp_path):
+    words = [sys.executable, "-m", "larpanda", "study", "labels", "--out", str(tmp_path / "out"), "--workers", "2"]
+    words += ["--set", "labels=2", "--set", "rows=scratch", "--set", "seeds=0", "--set", "samples=160"]
+    words += ["--train", "generate:pilarnet?events=3&seed=11", "--select", "generate:pilarnet?events=2&seed=12"]
+    words += ["--test", "generate:pilarnet?events=2&seed=103"]
+    process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+    checkpoints = lambda: list((tmp_path / "out/runs").glob("grid-*/checkpoints/step-*"))  # noqa: E731
+    while not checkpoints():
+        assert process.poll() is None
+        time.sleep(0.2)
+    children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert main(words[3:] + ["--quiet"]) == 0
+    assert len(list((tmp_path / "out/results").glob("*.json"))) == 3 + 1

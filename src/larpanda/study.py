@@ -6,13 +6,16 @@ with a quarter of the samples. A cell whose result file is there is not run agai
 """
 
 import json
+import os
 import shutil
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import torch
@@ -38,8 +41,8 @@ ROWS = (*SUPERVISED, *PRETRAINED, *PAIRED)
 ENCODER = "encoder_k"  # pre-training on K events
 GRID = (1e-3, 3e-3, 1e-2)  # peak learning rates that every method may choose from
 DATA = (("train", 10_000, 6), ("select", 200, 7), ("test", 1_000, 103))  # name, events, seed of the generator
+SAVING_SECONDS = 60  # a worker has to save, once its study is gone
 EVALUATIONS = 20  # of a run, on the selection events; a candidate of the grid has a fifth of them
-LAYER_DECAY = 0.9  # of full fine-tuning, as released; the paper has 0.97 (panda-facts H9)
 
 
 @dataclass(frozen=True)
@@ -219,26 +222,46 @@ def _made(config: StudyConfig, cells: Sequence[Cell], out: Path, workers: int) -
         for cell in cells:
             yield cell, _run(config, cell, out)
         return
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin_worker) as pool:
         futures: dict[Future[str | None], Cell] = {pool.submit(_run, config, cell, out): cell for cell in cells}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:  # ctrl-C: what runs saves itself, what waits is for the next time
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
-def _one_thread() -> None:
+_idle = threading.Event()  # of this process: no run is under way
+
+
+def _begin_worker() -> None:
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """A worker whose study was killed saves its run and ends: a study that goes on there must not find it at work."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)  # the run, if there is one, takes it as a wish to stop
+    _idle.wait(SAVING_SECONDS)
+    os._exit(1)
 
 
 def _run(config: StudyConfig, cell: Cell, out: Path) -> str | None:
     """Make one run and its result file."""
+    _idle.clear()
     try:
         return _pretrain(config, cell, out) if cell.row == ENCODER else _finetune(config, cell, out)
     except (ValueError, OSError, FloatingPointError) as error:
         return " ".join(str(error).split())
+    finally:
+        _idle.set()
 
 
 def _finetune(config: StudyConfig, cell: Cell, out: Path) -> str | None:
-    started = monotonic()
+    started = time.monotonic()
     select = open_events(config.select)
     events = open_events([*config.train, *config.select])
     settings = recipe(config, cell, _learning_rate(out, cell) if cell.lr is None else cell.lr, len(select))
@@ -270,7 +293,7 @@ def _finetune(config: StudyConfig, cell: Cell, out: Path) -> str | None:
 
 
 def _pretrain(config: StudyConfig, cell: Cell, out: Path) -> str | None:
-    started = monotonic()
+    started = time.monotonic()
     settings = PRETRAIN[f"{config.size}_pretrain"]()
     steps = max(1, config.samples // settings.batch_events)
     every = max(1, steps // EVALUATIONS)
@@ -313,7 +336,7 @@ def recipe(config: StudyConfig, cell: Cell, lr: float, n_select: int) -> Finetun
         validation_events=n_select,
         keep="best",
         seed=cell.seed,
-        optim=replace(made.optim, lr=lr, layer_decay=LAYER_DECAY if base == "full" else 1.0),
+        optim=replace(made.optim, lr=lr),
     )
 
 
@@ -362,7 +385,7 @@ def _write(
         for line in lines
         if prefix in line
     )
-    minutes = round((monotonic() - started) / 60, 1)
+    minutes = round((time.monotonic() - started) / 60, 1)
     result = CellResult(cell.row, cell.labels, cell.seed, lr, samples, minutes, curve, tuple(tests), __version__)
     publish_text(_result_file(out, cell), json.dumps(_plain(asdict(result)), indent=1) + "\n")
     shutil.rmtree(run / "checkpoints", ignore_errors=True)

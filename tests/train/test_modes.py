@@ -214,3 +214,14 @@ def test_two_processes_evaluate_to_the_same_bytes_as_one(tmp_path, make_cloud):
     assert set(written[0]) == {"metrics.json", "index.html", "events.html"}
     assert written[0] == written[1]
     assert (tmp_path / "said-2-1").read_text() == ""
+
+
+def test_rates_decay_by_layer_only_where_weights_were_trained_before(events, tiny_run, encoder, tmp_path):
+    config = replace(tiny_run, optim=replace(tiny_run.optim, layer_decay=0.5))
+    for name, start in (("scratch", None), ("from", encoder)):
+        run(events, config, tmp_path / name, start)
+    decays = [
+        json.loads((tmp_path / n / "config.json").read_text())["config"]["optim"]["layer_decay"]
+        for n in ("scratch", "from")
+    ]
+    assert decays == [1.0, 0.5]

@@ -38,6 +38,7 @@ def finetune_semantic(
 
     Started by torchrun, the processes share the work. ``config.mode`` says what trains (paper section 3.5): ``full``,
     all; ``decoder``, the head on a frozen encoder; ``linear``, a linear layer on frozen up-cast features, made once.
+    Layer-wise decay of the learning rate is for weights that were trained before: from random ones there is none.
 
     Args:
         events: with truth; the last ``config.validation_events`` are for validation. Of the others
@@ -123,7 +124,8 @@ def _weak_motifs(validation: Sequence[Event]) -> str:
 def _first_model(config: FinetuneConfig, start: str | None) -> tuple[Model, FinetuneConfig]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        if start is None:
+        if start is None:  # the released baseline keeps it, and so trains an encoder of random weights at 1e-5
+            config = replace(config, optim=replace(config.optim, layer_decay=1.0))
             return Model(config.model), config
         bundle = load_bundle(start)
         there = bundle.model.config.semantic

@@ -28,7 +28,7 @@ class OptimConfig:
     clip: float = 1.0
     """Largest norm of the gradient."""
     layer_decay: float = 1.0
-    """Learning rate of an encoder block over that of the next; 1 when training from scratch."""
+    """Learning rate of an encoder block over that of the next; fine-tuning from scratch takes 1."""
 
     def __post_init__(self) -> None:
         if self.lr <= 0 or not 0 <= self.warmup < 1 or not 0 < self.layer_decay <= 1 or self.clip <= 0:

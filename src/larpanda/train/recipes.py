@@ -160,7 +160,7 @@ def panda_semantic() -> FinetuneConfig:
 
 
 def nano_semantic() -> FinetuneConfig:
-    """A model of 2 M weights, trained from scratch on two CPU cores within an hour."""
+    """A model of 2 M weights, trained on two CPU cores within an hour."""
     return FinetuneConfig(
         model=ModelConfig(
             NANO_ENCODER,
@@ -168,7 +168,7 @@ def nano_semantic() -> FinetuneConfig:
         ),
         steps=2200,
         batch_events=8,
-        optim=OptimConfig(lr=3e-3),
+        optim=OptimConfig(lr=3e-3, layer_decay=0.9),
         augmentation=Augmentation(charge_scale=0.05, charge_jitter=0.05),
         lovasz_weight=1.0,
     )
@@ -176,7 +176,7 @@ def nano_semantic() -> FinetuneConfig:
 
 def panda_uresnet() -> FinetuneConfig:
     """The paper's baseline at its size (Table 2), with the budget of ``panda_semantic``."""
-    return replace(panda_semantic(), model=ModelConfig(UResNetConfig(), SemanticConfig(None)), optim=OptimConfig())
+    return replace(panda_semantic(), model=ModelConfig(UResNetConfig(), SemanticConfig(None)))
 
 
 def nano_uresnet() -> FinetuneConfig:
