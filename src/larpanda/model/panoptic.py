@@ -1,6 +1,6 @@
 """Particles or interactions as masks over points (paper section 3.2.2): a few learned queries, each of which finds one.
 
-Here is the network; how it is trained, and how masks become particles, is not.
+Here are the network, and how its masks become instances; the loss is in ``matching``.
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from larpanda.event import UNKNOWN
 from larpanda.model.backbone import EncoderConfig, Pyramid
 from larpanda.model.unet import UResNetConfig
 from larpanda.sparse.attend import attend_points
@@ -52,6 +53,17 @@ class Instances:
     mask_logits: Tensor  # [Q, N] float32: is the point in the query's mask? NO_MASK for low-energy deposits
     class_logits: Tensor  # [Q, classes + 1] float32, the last: no object
     led_probability: Tensor  # [N] float32: is the point a low-energy deposit?
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decoded:
+    """What a decoder says of a batch, block by block; masks are over the cells that are no low-energy deposits."""
+
+    thing: Tensor  # [T] int64: cells of level 0 that masks are over
+    start: Tensor  # [B + 1] int64: event b owns things start[b]:start[b + 1]
+    masks: tuple[Tensor, ...]  # of each block, [T, Q] logits
+    classes: tuple[Tensor, ...]  # of each block, [B, Q, classes + 1] logits
+    led: Tensor  # [M_0] logits
 
 
 class QueryBlock(nn.Module):
@@ -126,12 +138,19 @@ class PanopticHead(nn.Module):
                 nn.init.trunc_normal_(part.weight, std=0.02)
                 nn.init.zeros_(part.bias)
 
-    def forward(self, pyramid: Pyramid) -> list[Instances]:
-        """One result an event, over the points that were given to the encoder."""
+    def decode(self, pyramid: Pyramid, also: Tensor | None = None) -> Decoded:
+        """Run the queries over a batch.
+
+        Args:
+            pyramid: of the encoder.
+            also: [M_0] bool, cells that masks are over whatever the head takes them for (in training: those of true
+                instances, so that a deposit taken for one and an instance taken for a deposit both teach something).
+        """
         cells = pyramid.levels[0].cells
         feature = pyramid.upcast()
-        led = self.led_out(F.relu(self.led_in(feature)))[:, 0].sigmoid()
-        thing = (led < 0.5).nonzero()[:, 0]
+        led = self.led_out(F.relu(self.led_in(feature)))[:, 0]
+        wanted = led.detach().sigmoid() < 0.5
+        thing = (wanted if also is None else wanted | also).nonzero()[:, 0]
         n_things = torch.bincount(cells.event_id[thing], minlength=len(cells.start) - 1)
         start = torch.cat([n_things.new_zeros(1), n_things.cumsum(0)])
         point = feature[thing]
@@ -140,13 +159,112 @@ class PanopticHead(nn.Module):
         point = self.point_out(point)
         point_position = self.position_out(F.gelu(self.position_in(pyramid.position[thing].to(point.dtype))))
         query = self.query.expand(len(n_things), -1, -1)
-        mask = point.new_empty(len(thing), self.config.queries)
+        masks, classes = [], []
         for block in self.blocks:
             query, mask = block(query, self.query_position, point, point_position, start)
-        query = self.norm(query)
-        classes = self.class_out(query if self.class_in is None else F.gelu(self.class_in(query)))
-        everywhere = mask.new_full((len(feature), self.config.queries), NO_MASK).index_copy(0, thing, mask)
+            masks.append(mask)
+            normed = self.norm(query)
+            classes.append(self.class_out(normed if self.class_in is None else F.gelu(self.class_in(normed))))
+        return Decoded(thing, start, tuple(masks), tuple(classes), led)
+
+    def forward(self, pyramid: Pyramid) -> list[Instances]:
+        """One result an event, over the points that were given to the encoder."""
+        done = self.decode(pyramid)
+        mask = done.masks[-1]
+        everywhere = mask.new_full((len(done.led), self.config.queries), NO_MASK).index_copy(0, done.thing, mask)
         n_points = pyramid.start.diff().tolist()
         masks = torch.split(pyramid.at_points(everywhere), n_points)
-        probabilities = torch.split(pyramid.at_points(led[:, None])[:, 0], n_points)
-        return [Instances(m.t(), c, p) for m, c, p in zip(masks, classes, probabilities, strict=True)]
+        probabilities = torch.split(pyramid.at_points(done.led.sigmoid()[:, None])[:, 0], n_points)
+        return [Instances(m.t(), c, p) for m, c, p in zip(masks, done.classes[-1], probabilities, strict=True)]
+
+
+@dataclass(frozen=True)
+class SelectConfig:
+    """How masks become instances; the defaults are the paper's (section 3.2.2, inference)."""
+
+    mask_threshold: float = 0.5
+    """A point is in a mask from this probability on."""
+    min_points: int = 2
+    """Of an instance."""
+    score_threshold: float = 0.0
+    """Of the score after suppression; the released code has 0.5, also on the class alone."""
+    sigma: float = 2.0
+    """Of matrix NMS: how strongly overlap with a better mask of the class lowers the score."""
+    cover_all: bool = False
+    """Give every point that is no low-energy deposit and in no mask to the instance whose mask is least unlikely."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Selected:
+    """The K instances of an event, best first."""
+
+    owner: Tensor  # [N] int64: the instance of each point, UNKNOWN for none
+    query: Tensor  # [K] int64
+    kind: Tensor  # [K] int64, class
+    score: Tensor  # [K] float32: class probability times mean mask probability, after suppression
+    class_probability: Tensor  # [K, things] float32, of the real classes
+    all_used: bool  # every query has found something: there may be more than the event had queries for
+
+
+@torch.no_grad()
+def select(found: Instances, things: int, config: SelectConfig) -> Selected:
+    """Turn the masks of one event into instances that share no points.
+
+    Args:
+        found: of the head.
+        things: classes below this are instances; those above (LED) and no object are not.
+        config: thresholds.
+
+    Class by argmax, masks by threshold, suppression within a class by matrix NMS (Wang et al. 2020, arXiv:2003.10152,
+    Gaussian), and each point to the best instance whose mask has it; an instance that is left with too few points gives
+    them to the next. Depends on the order of points in rounding only.
+    """
+    probability = found.class_logits.float().softmax(1)
+    kind = probability.argmax(1)
+    p = found.mask_logits.float().sigmoid()
+    inside = p >= config.mask_threshold
+    size = inside.sum(1)
+    some = kind < things
+    kept = (some & (size >= config.min_points)).nonzero()[:, 0]
+    confidence = (p * inside).sum(1) / size.clamp(min=1)
+    score = probability.gather(1, kind[:, None])[:, 0] * confidence
+    kept = kept[score[kept].argsort(descending=True, stable=True)]
+    score = score[kept] * _suppression(inside[kept], kind[kept], config.sigma)
+    order = score.argsort(descending=True, stable=True)
+    order = order[score[order] >= config.score_threshold]
+    kept, score = kept[order], score[order]
+    owner = _exclusive(inside[kept], config.min_points)
+    alive = torch.bincount(owner[owner >= 0], minlength=len(kept)) > 0
+    number = torch.where(alive, alive.cumsum(0) - 1, UNKNOWN)
+    owner = torch.where(owner >= 0, number[owner.clamp(min=0)] if len(number) else owner, UNKNOWN)
+    kept, score = kept[alive], score[alive]
+    if config.cover_all and len(kept):
+        open_ = (owner < 0) & (found.led_probability < 0.5)
+        owner[open_] = p[kept][:, open_].argmax(0)
+    return Selected(owner, kept, kind[kept], score, probability[kept, :things], bool(some.all()))
+
+
+def _suppression(inside: Tensor, kind: Tensor, sigma: float) -> Tensor:
+    """[K, N] masks and [K] classes, best first -> [K] factors of the scores: matrix NMS."""
+    x = inside.float()
+    shared, size = x @ x.t(), x.sum(1)
+    iou = (shared / (size[:, None] + size - shared).clamp(min=1.0)).triu(1)  # [i, j]: of j with the better i
+    iou = iou * (kind[:, None] == kind)
+    worst = iou.amax(0) if len(iou) else size  # of each with those better than itself
+    return torch.exp(-sigma * (iou**2 - worst[:, None] ** 2)).where(iou > 0, 1.0).amin(0) if len(iou) else size
+
+
+def _exclusive(inside: Tensor, min_points: int) -> Tensor:
+    """[K, N] masks, best first -> [N] the first that has the point, UNKNOWN if none; none with too few points."""
+    inside = inside.clone()
+    while True:
+        owner = (
+            torch.where(inside.any(0), inside.float().argmax(0), UNKNOWN)
+            if len(inside)
+            else inside.new_full((inside.shape[1],), UNKNOWN, dtype=torch.long)
+        )
+        size = torch.bincount(owner[owner >= 0], minlength=len(inside))
+        small = ((size < min_points) & inside.any(1)).nonzero()[:, 0]
+        if not len(small):
+            return owner
+        inside[small[0]] = False  # what later ones have hangs on it
