@@ -76,7 +76,7 @@ def test_every_cell_is_made_once_and_its_file_is_enough_to_draw(small, monkeypat
     assert result.tests[0].events == 2
     assert not (out / "runs/decoder-4-1/checkpoints").exists()
 
-    monkeypatch.setattr(study, "finetune_semantic", None)  # nothing is left to run
+    monkeypatch.setattr(study, "finetune", None)  # nothing is left to run
     again = []
     assert run_study(config, out, 1, again.append) == []
     assert again == []

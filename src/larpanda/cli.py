@@ -176,15 +176,17 @@ def finetune(arguments: argparse.Namespace) -> int:
     from larpanda.data import open_events
     from larpanda.parallel import joined, rank
     from larpanda.progress import Progress
-    from larpanda.train.finetune import finetune_semantic
+    from larpanda.train.finetune import finetune as learn
     from larpanda.train.recipes import FINETUNE
 
+    arguments.recipe = arguments.recipe or f"nano_{arguments.task}"
     settings = [f"{name}={getattr(arguments, name)}" for name in ("mode", "labels") if getattr(arguments, name)]
     config = override(_recipe(FINETUNE, arguments)(), [*_settings(arguments), *settings])
     scale = {"energy_scale": arguments.energy_scale, "voxel_mm": arguments.voxel_mm}
     events = open_events(arguments.data, **scale)
     with joined(arguments.device), closing(Progress(arguments.quiet)) as progress:
-        bundle = finetune_semantic(
+        bundle = learn(
+            arguments.task,
             events,
             config,
             arguments.out,
@@ -406,15 +408,13 @@ def _parser() -> argparse.ArgumentParser:
         finetune,
         "larpanda finetune semantic labelled.h5 --from nano_encoder --mode decoder --labels 100 --out run",
     )
-    one.add_argument("task", choices=["semantic"], help="what to learn")
+    one.add_argument("task", choices=["semantic", "particle", "interaction"], help="what to learn")
     one.add_argument("data", nargs="+", metavar="DATA", help="event files, folders, globs, or generate:PRESET")
     one.add_argument("--from", dest="start", required=True, metavar="BUNDLE|scratch", help="first weights")
     one.add_argument("--out", type=Path, required=True, metavar="RUN", help="run folder; goes on if it has checkpoints")
     one.add_argument("--mode", choices=["linear", "decoder", "full"], help="what trains; the rest stays frozen (full)")
     one.add_argument("--labels", type=number, metavar="K", help="train on K events, drawn with the seed (all)")
-    one.add_argument(
-        "--recipe", default="nano_semantic", help="nano_semantic (default), nano_uresnet, panda_semantic, panda_uresnet"
-    )
+    one.add_argument("--recipe", help="nano_TASK (default), panda_TASK; nano_uresnet, panda_uresnet for the baseline")
     one.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="e.g. optim.lr=1e-3, steps=500")
     one.add_argument("--seed", type=int, help="of the weights, the order of events and the views (0)")
     device(one)

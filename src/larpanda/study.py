@@ -29,7 +29,7 @@ from larpanda.data.stream import drawn
 from larpanda.evaluate.segmentation import segmentation
 from larpanda.model.bundle import load_bundle
 from larpanda.publish import publish_text
-from larpanda.train.finetune import finetune_semantic
+from larpanda.train.finetune import finetune
 from larpanda.train.pretrain import pretrain
 from larpanda.train.recipes import FINETUNE, PRETRAIN, FinetuneConfig
 from larpanda.train.tasks import motif_table
@@ -269,7 +269,8 @@ def _finetune(config: StudyConfig, cell: Cell, out: Path) -> str | None:
     bundle = _logged(
         out,
         cell,
-        lambda say: finetune_semantic(
+        lambda say: finetune(
+            "semantic",
             events,
             settings,
             out / "runs" / cell.name,

@@ -7,7 +7,7 @@ import pytest
 from larpanda.data.views import Augmentation
 from larpanda.model.backbone import EncoderConfig
 from larpanda.model.bundle import ModelConfig
-from larpanda.model.semantic import SemanticConfig
+from larpanda.model.semantic import SemanticConfig, SemanticLossConfig
 from larpanda.train.optim import OptimConfig
 from larpanda.train.recipes import FinetuneConfig
 
@@ -25,7 +25,7 @@ def tiny_run() -> FinetuneConfig:
         batch_events=2,
         optim=OptimConfig(lr=3e-3),
         augmentation=Augmentation(charge_scale=0.05, charge_jitter=0.05),
-        lovasz_weight=0.5,
+        loss=SemanticLossConfig(lovasz_weight=0.5),
         validation_events=2,
         save_every=3,
         evaluate_every=4,

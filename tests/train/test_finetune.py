@@ -10,7 +10,7 @@ import torch
 from larpanda.event import Event
 from larpanda.model.bundle import load_bundle
 from larpanda.train.checkpoint import NoCheckpointError, damage
-from larpanda.train.finetune import finetune_semantic
+from larpanda.train.finetune import finetune
 from larpanda.train.optim import OptimConfig, learning_rate, make_optimizer
 from larpanda.train.recipes import panda_semantic
 
@@ -22,7 +22,7 @@ def events(make_cloud):
 
 def run(events, config, folder, said=None, start=None):
     say = said.append if said is not None else lambda line: None
-    return finetune_semantic(events, config, folder, sources=["clouds"], start=start, device="cpu", say=say)
+    return finetune("semantic", events, config, folder, sources=["clouds"], start=start, device="cpu", say=say)
 
 
 def weights(bundle):

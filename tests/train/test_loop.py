@@ -17,6 +17,7 @@ from larpanda.data.views import Augmentation
 from larpanda.event import PointBatch
 from larpanda.model.bundle import Model, ModelConfig
 from larpanda.model.panoptic import PanopticConfig
+from larpanda.model.semantic import SemanticLossConfig
 from larpanda.train.journal import Journal
 from larpanda.train.loader import Share, inputs
 from larpanda.train.loop import fit
@@ -29,7 +30,7 @@ from larpanda.train.optim import (
     weight_decay,
 )
 from larpanda.train.run import claimed
-from larpanda.train.tasks import LabelledBatches, Losses, Semantic, SemanticLoss
+from larpanda.train.tasks import LabelledBatches, Losses, Semantic
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ class Poisoned:
     def __init__(self, config, events, steps, poison="loss"):
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            self.task = Semantic(Model(config.model), config.augmentation, SemanticLoss(0.5), events[5:])
+            self.task = Semantic(Model(config.model), config.augmentation, SemanticLossConfig(0.5), events[5:])
         self.model, self.batch, self.poison = self.task.model, self.task.batch, poison
         self.progress = [step / config.steps for step in steps]
         self.weights, self.after = {}, []
@@ -180,7 +181,7 @@ def test_tensorboard_gets_what_the_log_has(events, tiny_run, tmp_path, monkeypat
 
 def test_bfloat16_changes_loss_and_gradient_by_its_rounding(events, tiny_model):
     """autocast of the CPU follows the same rules as that of CUDA, which training uses."""
-    task = Semantic(tiny_model, Augmentation(), SemanticLoss(0.5), events)
+    task = Semantic(tiny_model, Augmentation(), SemanticLossConfig(0.5), events)
     make = LabelledBatches(Augmentation(), 0.13, task.batch.n_draws)
     batch = make(events[:3], [Stream(7, 3, 0).generator(0, place) for place in range(3)], 0.0)
     found = {}

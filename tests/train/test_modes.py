@@ -16,10 +16,10 @@ from larpanda.data.stream import drawn
 from larpanda.event import Motif
 from larpanda.model.backbone import DecoderConfig
 from larpanda.model.bundle import Model, ModelConfig, load_bundle, save_bundle
-from larpanda.model.semantic import SemanticConfig
+from larpanda.model.semantic import SemanticConfig, SemanticLossConfig
 from larpanda.train import tasks
-from larpanda.train.finetune import finetune_semantic
-from larpanda.train.tasks import FrozenEvents, LinearSemantic, Semantic, SemanticLoss
+from larpanda.train.finetune import finetune
+from larpanda.train.tasks import FrozenEvents, LinearSemantic, Semantic, motif_losses
 
 
 @pytest.fixture
@@ -38,8 +38,15 @@ def encoder(tmp_path, tiny_run):
 
 def run(events, config, folder, start, said=None):
     say = said.append if said is not None else lambda line: None
-    return finetune_semantic(
-        events, config, folder, sources=["clouds"], start=str(start) if start else None, device="cpu", say=say
+    return finetune(
+        "semantic",
+        events,
+        config,
+        folder,
+        sources=["clouds"],
+        start=str(start) if start else None,
+        device="cpu",
+        say=say,
     )
 
 
@@ -87,8 +94,8 @@ def test_a_linear_run_is_judged_as_its_bundle_is(events, encoder):
     model.encoder.load_state_dict(load_bundle(encoder).model.encoder.state_dict())
     torch.nn.init.normal_(model.semantic.linear.weight)
     model.encoder.requires_grad_(False)
-    frozen = LinearSemantic(model, SemanticLoss(0.0), FrozenEvents(model.encoder, events, 0.13)).evaluate()
-    whole = Semantic(model, None, SemanticLoss(0.0), events).evaluate()
+    frozen = LinearSemantic(model, SemanticLossConfig(0.0), FrozenEvents(model.encoder, events, 0.13)).evaluate()
+    whole = Semantic(model, None, SemanticLossConfig(0.0), events).evaluate()
     assert frozen["macro_f1"] == pytest.approx(whole["macro_f1"], abs=0.01)
 
 
@@ -142,13 +149,13 @@ def test_weights_of_motifs_are_those_of_the_mean():
     rng = torch.Generator().manual_seed(0)
     logits, motif = torch.randn(50, 5, generator=rng), torch.randint(-1, 5, (50,), generator=rng)
     weights = (1.0, 2.0, 0.0, 5.0, 0.5)
-    losses = SemanticLoss(0.0, weights)(logits, motif)
+    losses = motif_losses(logits, motif, SemanticLossConfig(0.0, weights))
     known = motif >= 0
     each = F.cross_entropy(logits[known], motif[known], reduction="none")
     w = torch.tensor(weights)[motif[known]]
     torch.testing.assert_close(losses.total, (each * w).sum() / w.sum())
     assert losses.parts["accuracy"].item() == pytest.approx((logits.argmax(1) == motif)[known].float().mean().item())
-    nothing = SemanticLoss(0.05)(logits, torch.full((50,), -1))
+    nothing = motif_losses(logits, torch.full((50,), -1), SemanticLossConfig(0.05))
     assert nothing.total.item() == 0.0
 
 
@@ -157,10 +164,12 @@ def test_a_frozen_encoder_needs_weights(events, tiny_run, tmp_path):
         run(events, replace(tiny_run, mode="decoder"), tmp_path / "run", None)
 
 
-@pytest.mark.parametrize("settings", [{"labels": 0}, {"class_weights": (1.0, 2.0)}, {"class_weights": (-1.0,) * 5}])
-def test_impossible_settings(tiny_run, settings):
-    with pytest.raises(ValueError, match=next(iter(settings))):
-        replace(tiny_run, **settings)
+def test_impossible_settings(tiny_run):
+    with pytest.raises(ValueError, match="labels is 0"):
+        replace(tiny_run, labels=0)
+    for weights in ((1.0, 2.0), (-1.0,) * 5):
+        with pytest.raises(ValueError, match="class_weights"):
+            SemanticLossConfig(class_weights=weights)
 
 
 def test_the_command_line_takes_mode_and_labels(tmp_path, encoder, capsys):

@@ -18,7 +18,7 @@ from larpanda.event import Event, Motif
 from larpanda.model.backbone import Encoder, EncoderConfig
 from larpanda.model.bundle import load_bundle
 from larpanda.model.distill import DistillConfig, SelfDistillation
-from larpanda.train.finetune import finetune_semantic
+from larpanda.train.finetune import finetune
 from larpanda.train.optim import OptimConfig, learning_rate, make_optimizer, weight_decay
 from larpanda.train.pretrain import pretrain
 from larpanda.train.probing import ProbeConfig, features, probe_motifs
@@ -118,8 +118,15 @@ def test_the_encoder_is_the_teachers_and_can_be_fine_tuned(events, config, tiny_
     assert bundle.model.semantic is None
     assert bundle.provenance["task"] == "pretrain"
     still = replace(tiny_run, steps=1, optim=OptimConfig(lr=1e-12))
-    fine = finetune_semantic(
-        events, still, tmp_path / "fine", sources=["x"], start=str(tmp_path / "run"), device="cpu", say=print
+    fine = finetune(
+        "semantic",
+        events,
+        still,
+        tmp_path / "fine",
+        sources=["x"],
+        start=str(tmp_path / "run"),
+        device="cpu",
+        say=print,
     )
     ours, theirs = bundle.model.encoder.state_dict(), load_bundle(fine).model.encoder.state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())

@@ -19,6 +19,20 @@ class SemanticConfig:
     """None: a linear layer on the up-cast features of all levels."""
 
 
+@dataclass(frozen=True)
+class SemanticLossConfig:
+    """What a semantic head minimises; the defaults are the released recipe."""
+
+    lovasz_weight: float = 0.05
+    """Weight of the Lovasz term beside cross-entropy."""
+    class_weights: tuple[float, ...] = ()
+    """Weight of each motif in the cross-entropy, in the order of Motif; none: all alike."""
+
+    def __post_init__(self) -> None:
+        if self.class_weights and (len(self.class_weights) != len(Motif) or min(self.class_weights) < 0):
+            raise ValueError(f"class_weights has {self.class_weights}; expected {len(Motif)} numbers, not negative")
+
+
 class SemanticHead(nn.Module):
     """A pyramid to motif logits of the points."""
 

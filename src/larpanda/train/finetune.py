@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -13,16 +13,20 @@ from larpanda import __version__
 from larpanda.data.stream import drawn
 from larpanda.event import UNKNOWN, Event, Motif
 from larpanda.model.bundle import Model, load_bundle, save_bundle
-from larpanda.model.semantic import SemanticConfig
+from larpanda.model.semantic import SemanticConfig, SemanticLossConfig
 from larpanda.parallel import rank
+from larpanda.train.instances import Panoptic
 from larpanda.train.loop import train
 from larpanda.train.recipes import FinetuneConfig
-from larpanda.train.tasks import FrozenEvents, LinearSemantic, Semantic, SemanticLoss
+from larpanda.train.tasks import FrozenEvents, LinearSemantic, Semantic
 
+What = Literal["semantic", "particle", "interaction"]
+HEADS: tuple[What, ...] = ("semantic", "particle", "interaction")
 ENOUGH_EVENTS = 10  # of a motif: a bootstrap over fewer says little
 
 
-def finetune_semantic(
+def finetune(
+    what: What,
     events: Sequence[Event],
     config: FinetuneConfig,
     run: Path,
@@ -34,13 +38,15 @@ def finetune_semantic(
     say: Callable[[str], None],
     live: Callable[[str], None] | None = None,
 ) -> Path | None:
-    """Train a semantic head on labels, with or without its encoder, from random weights or from a bundle.
+    """Train a head on labels, with or without its encoder, from random weights or from a bundle.
 
     Started by torchrun, the processes share the work. ``config.mode`` says what trains (paper section 3.5): ``full``,
-    all; ``decoder``, the head on a frozen encoder; ``linear``, a linear layer on frozen up-cast features, made once.
+    all; ``decoder``, the head on a frozen encoder; ``linear``, a linear layer on frozen up-cast features, made once
+    (motifs only). A frozen encoder keeps its other heads; one that trains would leave them behind, and has none.
     Layer-wise decay of the learning rate is for weights that were trained before: from random ones there is none.
 
     Args:
+        what: motifs (``semantic``), particles or interactions.
         events: with truth; the last ``config.validation_events`` are for validation. Of the others
             ``config.labels`` are drawn, if it is set.
         config: of the whole run.
@@ -66,19 +72,24 @@ def finetune_semantic(
             f"{len(events)} events, of which {config.validation_events} are for validation: none to train on; "
             "give more data or --set validation_events=N"
         )
-    if not any(events[i].has_truth for i in range(min(n_train, 20))):
-        raise ValueError(f"{', '.join(sources)}: the first events have no motif labels; training needs truth")
+    name = "motif" if what == "semantic" else what
+    if not any((getattr(events[i], name) >= 0).any() for i in range(min(n_train, 20))):
+        raise ValueError(f"{', '.join(sources)}: the first events have no {name} labels; training needs truth")
+    if config.mode == "linear" and what != "semantic":
+        raise ValueError(f"--mode linear is for motifs; {what}s need a decoder: --mode decoder or full")
+    if isinstance(config.loss, SemanticLossConfig) != (what == "semantic"):
+        raise ValueError(f"this recipe is not for {what}; expected one such as nano_{what}")
     if config.mode != "full" and start is None:
         raise ValueError(f"--mode {config.mode} keeps the encoder as it is, and --from scratch has none; give --from")
-    model, config = _first_model(config, start)
+    model, config = _first_model(what, config, start)
     chosen: Sequence[Event] = events[:n_train]
     if config.labels is not None:
         chosen = drawn(chosen, config.labels, config.seed)
     validation = events[n_train:]
-    if rank() == 0 and (weak := _weak_motifs(validation)):
+    if what == "semantic" and rank() == 0 and (weak := _weak_motifs(validation)):
         say(f"{len(validation)} validation events are few, {weak}: macro F1 is chance. --set validation_events=N")
     record = {
-        "task": "semantic",
+        "task": what,
         "config": asdict(config),
         "data": list(sources),
         "scale": dict(scale),
@@ -87,9 +98,7 @@ def finetune_semantic(
         "larpanda": __version__,
     }
 
-    loss = SemanticLoss(config.lovasz_weight, config.class_weights)
-
-    def end(task: Semantic | LinearSemantic, bundle: Path) -> None:
+    def end(task: Semantic | LinearSemantic | Panoptic, bundle: Path) -> None:
         scores = task.evaluate()
         provenance = {**record, "validation": dict(scores)}
         save_bundle(bundle, model, provenance, _card(record, scores), half=True)
@@ -98,18 +107,19 @@ def finetune_semantic(
     if config.mode == "linear":
         threshold = model.config.min_energy_mev
         frozen, judged = (FrozenEvents(model.encoder, part, threshold) for part in (chosen, validation))
+        loss = config.loss
+        assert isinstance(loss, SemanticLossConfig)
         return train(
             frozen, config, run, record, lambda where: LinearSemantic(model.to(where), loss, judged), end, **how
         )
-    return train(
-        chosen,
-        config,
-        run,
-        record,
-        lambda where: Semantic(model.to(where), config.augmentation, loss, validation),
-        end,
-        **how,
-    )
+
+    def begin(where: torch.device) -> Semantic | Panoptic:
+        if isinstance(config.loss, SemanticLossConfig):
+            return Semantic(model.to(where), config.augmentation, config.loss, validation)
+        assert what != "semantic"
+        return Panoptic(model.to(where), what, config.augmentation, config.loss, validation)
+
+    return train(chosen, config, run, record, begin, end, **how)
 
 
 def _weak_motifs(validation: Sequence[Event]) -> str:
@@ -121,28 +131,38 @@ def _weak_motifs(validation: Sequence[Event]) -> str:
     return ", ".join(f"{motif.name.lower()} in {n}" for motif, n in count.items() if 0 < n < ENOUGH_EVENTS)
 
 
-def _first_model(config: FinetuneConfig, start: str | None) -> tuple[Model, FinetuneConfig]:
+def _first_model(what: What, config: FinetuneConfig, start: str | None) -> tuple[Model, FinetuneConfig]:
+    """The model to train, what is frozen without gradients, and the configuration with what the bundle decides."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         if start is None:  # the released baseline keeps it, and so trains an encoder of random weights at 1e-5
             config = replace(config, optim=replace(config.optim, layer_decay=1.0))
             return Model(config.model), config
-        bundle = load_bundle(start)
-        there = bundle.model.config.semantic
-        semantic = SemanticConfig(None) if config.mode == "linear" else there or config.model.semantic
-        config = replace(config, model=replace(bundle.model.config, semantic=semantic))
+        there = load_bundle(start).model
+        head = SemanticConfig(None) if config.mode == "linear" else getattr(there.config, what)
+        heads: dict[str, Any] = {name: None if config.mode == "full" else getattr(there.config, name) for name in HEADS}
+        heads[what] = head or getattr(config.model, what)
+        config = replace(config, model=replace(there.config, **heads))
         model = Model(config.model)
-        kept = bundle.model if semantic == there else bundle.model.encoder
-        (model if semantic == there else model.encoder).load_state_dict(kept.state_dict())
-        model.encoder.requires_grad_(config.mode == "full")
+        for name in ("encoder", *HEADS):
+            part = getattr(model, name)
+            if part is None:
+                continue
+            if getattr(there.config, name) == getattr(config.model, name):
+                part.load_state_dict(getattr(there, name).state_dict())
+            part.requires_grad_(name == what or config.mode == "full")
         return model, config
 
 
 def _card(record: dict[str, Any], validation: Any) -> str:
     config = record["config"]
-    decoder = (config["model"]["semantic"] or {}).get("decoder")
-    what = "a U-ResNet" if "blocks" in config["model"]["encoder"] else "Point Transformer V3"
-    what += " with a decoder" if decoder else ""
+    task, head = record["task"], config["model"][record["task"]]
+    network = "a U-ResNet" if "blocks" in config["model"]["encoder"] else "Point Transformer V3"
+    network += (
+        " with a decoder" if head.get("decoder") else f" with {head['queries']} queries" if "queries" in head else ""
+    )
+    motifs = "Motifs (shower, track, Michel, delta, LED) of the points"
+    learnt = motifs if task == "semantic" else f"{task.capitalize()}s"
     trained = {
         "full": "all weights",
         "decoder": "the head, its encoder frozen",
@@ -151,9 +171,9 @@ def _card(record: dict[str, Any], validation: Any) -> str:
     scores = "\n".join(f"| {name} | {value:.3f} |" for name, value in validation.items())
     return f"""# A larpanda model
 
-Motifs (shower, track, Michel, delta, LED) of the points of a liquid-argon image: {what}.
+{learnt} of a liquid-argon image: {network}.
 
-- Made by `larpanda finetune semantic` of larpanda {record["larpanda"]}, PyTorch {torch.__version__}, Python
+- Made by `larpanda finetune {task}` of larpanda {record["larpanda"]}, PyTorch {torch.__version__}, Python
   {platform.python_version()}, from {record["from"]}, seed {config["seed"]}; trained: {trained[config["mode"]]}.
 - Data: {record["events"]} events of {", ".join(record["data"])}; {config["steps"]} steps of {config["batch_events"]}
   events.

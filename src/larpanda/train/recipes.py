@@ -4,11 +4,13 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from larpanda.data.views import Augmentation, ViewConfig
-from larpanda.event import MIN_ENERGY_MEV, Motif
+from larpanda.event import MIN_ENERGY_MEV, Species
 from larpanda.model.backbone import DecoderConfig, EncoderConfig
 from larpanda.model.bundle import ModelConfig
 from larpanda.model.distill import DistillConfig
-from larpanda.model.semantic import SemanticConfig
+from larpanda.model.matching import SetLossConfig
+from larpanda.model.panoptic import PanopticConfig
+from larpanda.model.semantic import SemanticConfig, SemanticLossConfig
 from larpanda.model.unet import UResNetConfig
 from larpanda.train.optim import OptimConfig
 from larpanda.train.probing import ProbeConfig
@@ -32,10 +34,8 @@ class FinetuneConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     augmentation: Augmentation = field(default_factory=Augmentation)
     """Not of frozen features, which are made once."""
-    lovasz_weight: float = 0.05
-    """Weight of the Lovasz term beside cross-entropy."""
-    class_weights: tuple[float, ...] = ()
-    """Weight of each motif in the cross-entropy, in the order of Motif; none: all alike, as released."""
+    loss: SemanticLossConfig | SetLossConfig = field(default_factory=SemanticLossConfig)
+    """Of the head that learns."""
     validation_events: int = 50
     """Taken from the end of the data and not trained on."""
     save_every: int = 500
@@ -55,8 +55,6 @@ class FinetuneConfig:
             raise ValueError("steps, batch_events, save_every, evaluate_every and validation_events must be at least 1")
         if self.labels is not None and self.labels < 1:
             raise ValueError(f"labels is {self.labels}; expected 1 or more events")
-        if self.class_weights and (len(self.class_weights) != len(Motif) or min(self.class_weights) < 0):
-            raise ValueError(f"class_weights has {self.class_weights}; expected {len(Motif)} numbers, not negative")
         if self.workers < 0:
             raise ValueError(f"workers is {self.workers}; expected 0 or more")
 
@@ -170,7 +168,7 @@ def nano_semantic() -> FinetuneConfig:
         batch_events=8,
         optim=OptimConfig(lr=3e-3, layer_decay=0.9),
         augmentation=Augmentation(charge_scale=0.05, charge_jitter=0.05),
-        lovasz_weight=1.0,
+        loss=SemanticLossConfig(lovasz_weight=1.0),
     )
 
 
@@ -184,10 +182,52 @@ def nano_uresnet() -> FinetuneConfig:
     return replace(nano_semantic(), model=ModelConfig(UResNetConfig((14, 28, 42, 56, 70)), SemanticConfig(None)))
 
 
+def panda_particle() -> FinetuneConfig:
+    """Particles on the 91 M encoder (paper sections 3.2.2, 3.5): needs GPUs."""
+    return FinetuneConfig(
+        model=ModelConfig(EncoderConfig(), particle=PanopticConfig()),
+        steps=416_666,  # 20 M event-samples at batch 48, section 3.5
+        batch_events=48,
+        loss=SetLossConfig(),
+        optim=OptimConfig(lr=2e-4, layer_decay=0.9),  # rate: released configuration; decay: section 3.5
+        save_every=1000,
+        evaluate_every=5000,
+    )
+
+
+def panda_interaction() -> FinetuneConfig:
+    """The same for interactions: 12 queries, one class, one layer of projection."""
+    head = PanopticConfig(queries=12, classes=1, deep_projections=False)
+    return replace(panda_particle(), model=ModelConfig(EncoderConfig(), interaction=head))
+
+
+def nano_particle() -> FinetuneConfig:
+    """Particles on `nano`'s encoder, on two CPU cores."""
+    head = PanopticConfig(classes=len(Species), channels=96)
+    return FinetuneConfig(
+        model=ModelConfig(NANO_ENCODER, particle=head),
+        steps=2500,
+        batch_events=8,
+        loss=SetLossConfig(),
+        optim=OptimConfig(lr=1e-3, layer_decay=0.9),
+        augmentation=Augmentation(charge_scale=0.05, charge_jitter=0.05),
+    )
+
+
+def nano_interaction() -> FinetuneConfig:
+    """The same for interactions."""
+    head = PanopticConfig(queries=12, classes=1, channels=96)
+    return replace(nano_particle(), model=ModelConfig(NANO_ENCODER, interaction=head))
+
+
 FINETUNE = {
     "nano_semantic": nano_semantic,
+    "nano_particle": nano_particle,
+    "nano_interaction": nano_interaction,
     "nano_uresnet": nano_uresnet,
     "panda_semantic": panda_semantic,
+    "panda_particle": panda_particle,
+    "panda_interaction": panda_interaction,
     "panda_uresnet": panda_uresnet,
 }
 PRETRAIN = {"nano_pretrain": nano_pretrain, "panda_pretrain": panda_pretrain}

@@ -15,7 +15,7 @@ from larpanda.event import UNKNOWN, Event, Motif, PointBatch, ViewBatch
 from larpanda.model.backbone import Encoder
 from larpanda.model.bundle import Model
 from larpanda.model.distill import SelfDistillation
-from larpanda.model.semantic import semantic_loss
+from larpanda.model.semantic import SemanticLossConfig, semantic_loss
 from larpanda.model.unet import UResNet
 from larpanda.parallel import total, world
 from larpanda.train.probing import ProbeConfig, features, probe_motifs
@@ -120,29 +120,22 @@ class LabelledBatches:
         return LabelledBatch(PointBatch.pack(views), torch.stack(draws))
 
 
-@dataclass(frozen=True)
-class SemanticLoss:
-    """Cross-entropy and Lovasz of a batch."""
-
-    lovasz_weight: float
-    class_weights: tuple[float, ...] = ()  # of the cross-entropy, in the order of Motif; none: all alike
-
-    def __call__(self, logits: Tensor, motif: Tensor) -> Losses:
-        """logits: [N, 5]; motif: [N]. Over several processes the mean of theirs, as much as their points weigh."""
-        weights = logits.new_tensor(self.class_weights or [1.0] * len(Motif))
-        known = motif != UNKNOWN
-        weight, n = weights[motif[known]].sum(), known.sum()
-        loss = semantic_loss(logits, motif, self.lovasz_weight, weights if self.class_weights else None)
-        correct = (logits.argmax(1) == motif).sum()
-        share = weight / total(weight).clamp(min=torch.finfo(weight.dtype).tiny)
-        return Losses(loss * share, {"accuracy": correct / total(n).clamp(min=1)})
+def motif_losses(logits: Tensor, motif: Tensor, config: SemanticLossConfig) -> Losses:
+    """Cross-entropy and Lovasz of a batch. Over several processes the mean of theirs, as much as their points weigh."""
+    weights = logits.new_tensor(config.class_weights or [1.0] * len(Motif))
+    known = motif != UNKNOWN
+    weight, n = weights[motif[known]].sum(), known.sum()
+    loss = semantic_loss(logits, motif, config.lovasz_weight, weights if config.class_weights else None)
+    correct = (logits.argmax(1) == motif).sum()
+    share = weight / total(weight).clamp(min=torch.finfo(weight.dtype).tiny)
+    return Losses(loss * share, {"accuracy": correct / total(n).clamp(min=1)})
 
 
 class Semantic:
     """Motifs with labels (paper section 3.2.1)."""
 
     def __init__(
-        self, model: Model, augmentation: Augmentation, loss: SemanticLoss, validation: Sequence[Event]
+        self, model: Model, augmentation: Augmentation, loss: SemanticLossConfig, validation: Sequence[Event]
     ) -> None:
         """Learn to predict motifs.
 
@@ -154,7 +147,7 @@ class Semantic:
         """
         assert model.semantic is not None
         self.model = model
-        self.semantic_loss, self.validation = loss, validation
+        self.config, self.validation = loss, validation
         self.frozen = not any(p.requires_grad for p in model.encoder.parameters())
         n_draws = model.encoder.n_draws + model.semantic.n_draws
         self.batch = LabelledBatches(augmentation, model.config.min_energy_mev, n_draws)
@@ -165,7 +158,7 @@ class Semantic:
         n = self.model.encoder.n_draws
         with torch.set_grad_enabled(not self.frozen):
             pyramid = self.model.encoder(batch.points, None if self.frozen else batch.draws[:, :n])
-        return self.semantic_loss(self.model.semantic(pyramid, batch.draws[:, n:]), batch.points.motif)
+        return motif_losses(self.model.semantic(pyramid, batch.draws[:, n:]), batch.points.motif, self.config)
 
     def after_step(self, progress: float) -> None:
         """Nothing to do."""
@@ -250,17 +243,17 @@ class FeatureBatches:
 class LinearSemantic:
     """Motifs by a linear layer on frozen features (paper section 3.5, linear): an event's features are made once."""
 
-    def __init__(self, model: Model, loss: SemanticLoss, validation: FrozenEvents) -> None:
+    def __init__(self, model: Model, loss: SemanticLossConfig, validation: FrozenEvents) -> None:
         """Learn the linear layer of a model's semantic head, which has no decoder. validation: with truth."""
         assert model.semantic is not None
         assert model.semantic.decoder is None
-        self.model, self.semantic_loss, self.validation = model, loss, validation
+        self.model, self.config, self.validation = model, loss, validation
         self.linear = model.semantic.linear
         self.batch = FeatureBatches()
 
     def loss(self, batch: LabelledFeatures, progress: float) -> Losses:
         """Of the layer's logits of a batch."""
-        return self.semantic_loss(self.linear(batch.x.float()), batch.motif)
+        return motif_losses(self.linear(batch.x.float()), batch.motif, self.config)
 
     def after_step(self, progress: float) -> None:
         """Nothing to do."""
