@@ -1,17 +1,20 @@
 """The Reconstructor and the way from files to tables: every row accounted for, whatever is in the file."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import numpy as np
+import pyarrow.compute as compute
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 import larpanda
 from larpanda.event import UNKNOWN, Event, Status
-from larpanda.model.bundle import save_bundle
+from larpanda.model.bundle import Bundle, Model, save_bundle
+from larpanda.model.panoptic import PanopticConfig
 from larpanda.reconstruct import Reconstructor, reconstruct_files
 
 GEANT4 = Path(__file__).parent / "data" / "geant4_20_v3extra.h5"
@@ -183,3 +186,79 @@ def test_two_files_of_one_name_are_refused_before_anything_is_written(model, tmp
 def test_selected_events_keep_their_entry(model, tmp_path):
     reconstruct_files([str(GEANT4)], tmp_path / "out", model, select=lambda n: [3, 7])
     assert pq.read_table(tmp_path / "out/geant4_20_v3extra_events.parquet")["entry"].to_pylist() == [3, 7]
+
+
+@pytest.fixture
+def panoptic(tiny_model) -> Reconstructor:
+    """A model with all three heads, of random weights, made to call half of the points deposits."""
+    torch.manual_seed(5)
+    heads = (PanopticConfig(queries=6, classes=5, channels=16), PanopticConfig(queries=4, classes=1, channels=16))
+    config = replace(tiny_model.config, particle=heads[0], interaction=heads[1])
+    model = Model(config).requires_grad_(False)
+    model.load_state_dict(tiny_model.state_dict(), strict=False)
+    for head in (model.particle, model.interaction):
+        for parameter in head.parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=2 * parameter[0].numel() ** -0.5)
+        head.led_out.bias -= 0.5
+        head.class_out.bias[-1] += 0.5  # now and then no object
+    return Reconstructor(Bundle(model, "random", {}, ""))
+
+
+def test_particles_and_interactions_are_what_their_rows_say(panoptic, make_cloud):
+    found_any = 0
+    for seed in range(6):
+        event = make_cloud(150, seed=seed)
+        rows = [*event.position.long().tolist(), event.position[3].long().tolist(), [1, 1, 1]]
+        whole = Event.from_arrays(rows, [*event.energy.tolist(), 0.5, 0.05])
+        result = panoptic.reconstruct(whole)
+        assert result.particle[150] == result.particle[3]  # two rows of one voxel
+        assert result.particle[151] == result.interaction[151] == UNKNOWN  # not seen
+        for label, instances in ((result.particle, result.particles), (result.interaction, result.interactions)):
+            assert (
+                sorted(set(label.tolist()) - {UNKNOWN}) == [one.id for one in instances] == list(range(len(instances)))
+            )
+            for one in instances:
+                mine = label == one.id
+                assert one.energy_mev == pytest.approx(whole.energy[mine].double().sum().item())
+                assert one.n_voxels == len(torch.unique(whole.position[mine], dim=0)) >= 2
+                assert 0 < one.score <= 1
+        for one in result.particles:
+            assert sum(one.species_probability) == pytest.approx(1.0)
+            assert int(np.argmax(one.species_probability)) == one.species
+            mine = result.particle == one.id
+            energies = {
+                i: whole.energy[mine & (result.interaction == i)].sum().item() for i in range(len(result.interactions))
+            }
+            best = max(energies, key=energies.get, default=UNKNOWN)
+            assert one.interaction == (best if energies and energies[best] > 0 else UNKNOWN)
+        found_any += len(result.particles) * len(result.interactions)
+    assert found_any
+
+
+def test_an_event_that_uses_all_queries_says_so(panoptic, make_cloud):
+    event = make_cloud(150)
+    panoptic.model.particle.class_out.bias[-1] -= 100.0
+    panoptic.model.interaction.class_out.bias[-1] += 100.0
+    result = panoptic.reconstruct(event)
+    assert result.status == Status.TRUNCATED_QUERIES
+    assert result.reason == "all queries for particles are used; there may be more"
+
+
+def test_events_without_points_have_no_particles(panoptic):
+    for event in (Event.from_arrays(np.zeros((0, 3), int), []), Event.from_arrays([[5, 5, 5]], [0.05])):
+        result = panoptic.reconstruct(event)
+        assert not result.particles
+        assert (result.particle == UNKNOWN).all()
+
+
+def test_tables_count_particles(panoptic, tmp_path, make_cloud):
+    larpanda.write_events(str(tmp_path / "clouds.h5"), [make_cloud(100, seed=s) for s in range(3)])
+    reconstruct_files([str(tmp_path / "clouds.h5")], tmp_path / "out", panoptic)
+    events = pq.read_table(tmp_path / "out/clouds_events.parquet").to_pylist()
+    voxels = pq.read_table(tmp_path / "out/clouds_voxels.parquet")
+    for event in events:
+        rows = voxels.filter(compute.equal(voxels["entry"], event["entry"]))
+        for name in ("particle", "interaction"):
+            ids = set(rows[f"{name}_id"].to_pylist()) - {UNKNOWN}
+            assert len(ids) == event[f"n_{name}s"]

@@ -13,10 +13,22 @@ from torch import Tensor
 from larpanda import __version__
 from larpanda.analysis.tables import TableWriter
 from larpanda.data import open_events
-from larpanda.event import UNKNOWN, VOXEL_MM, Event, EventKey, Motif, PointBatch, Reconstruction, Status
+from larpanda.event import (
+    UNKNOWN,
+    VOXEL_MM,
+    Event,
+    EventKey,
+    Interaction,
+    Motif,
+    Particle,
+    PointBatch,
+    Reconstruction,
+    Species,
+    Status,
+)
 from larpanda.model.backbone import Pyramid, for_inference
 from larpanda.model.bundle import Bundle, load_bundle
-from larpanda.model.panoptic import Instances, PanopticHead
+from larpanda.model.panoptic import Instances, PanopticHead, SelectConfig, Selected, select
 from larpanda.parallel import pick_device
 
 Result = TypeVar("Result")
@@ -102,23 +114,77 @@ class Reconstructor:
             return unseen(event, Status.EMPTY, "")
         if problem := event.problem():
             return unseen(event, Status.BAD_INPUT, problem)
-        logits = self.semantic(event)
-        seen = ~logits[:, 0].isnan()
-        distinct = len(torch.unique(event.position, dim=0))
-        n_points = len(torch.unique(event.position[seen], dim=0))
-        small = n_points < MIN_POINTS
+        found, row_point = self._encode(event, self._heads)
+        seen = row_point >= 0
+        n_points = int(row_point.max()) + 1 if len(row_point) else 0
+        status, reason = Status.OK, ""
+        if n_points < MIN_POINTS:
+            status = Status.TOO_SMALL
+            reason = f"{n_points} voxels above {self.model.config.min_energy_mev:g} MeV"
+        elif found is not None and (used := found.all_used):
+            status, reason = Status.TRUNCATED_QUERIES, f"all queries for {used} are used; there may be more"
+        logits = _spread(None if found is None else found.logits, row_point, len(Motif))
+        interaction, interactions = self._interactions(found, event, row_point)
+        particle, particles = self._particles(found, event, row_point, interaction)
         return Reconstruction(
-            Status.TOO_SMALL if small else Status.OK,
-            f"{n_points} voxels above {self.model.config.min_energy_mev:g} MeV" if small else "",
+            status,
+            reason,
             ~seen,
             torch.where(seen, logits.nan_to_num().argmax(1), UNKNOWN),
             logits.softmax(1),
-            torch.full((len(event),), UNKNOWN),
-            torch.full((len(event),), UNKNOWN),
-            None,
-            None,
-            len(event) - distinct,
+            particle,
+            interaction,
+            particles,
+            interactions,
+            len(event) - len(torch.unique(event.position, dim=0)),
         )
+
+    def _heads(self, pyramid: Pyramid) -> "_Found":
+        """What every head says of one event: one encoder pass for all of them."""
+        assert self.model.semantic is not None
+        chosen = [
+            None if head is None else select(head(pyramid)[0], things, SelectConfig())
+            for head, things in ((self.model.particle, len(Species)), (self.model.interaction, 1))
+        ]
+        return _Found(self.model.semantic(pyramid), *chosen)
+
+    def _interactions(
+        self, found: "_Found | None", event: Event, row_point: Tensor
+    ) -> tuple[Tensor, tuple[Interaction, ...] | None]:
+        """The interaction of each row, and what they are."""
+        if self.model.interaction is None:
+            return torch.full((len(event),), UNKNOWN), None
+        chosen = found.interaction if found else None
+        owner, sizes = _rows_of(chosen, event, row_point)
+        score = chosen.score.tolist() if chosen else []
+        return owner, tuple(Interaction(i, score[i], *one) for i, one in enumerate(sizes))
+
+    def _particles(
+        self, found: "_Found | None", event: Event, row_point: Tensor, interaction: Tensor
+    ) -> tuple[Tensor, tuple[Particle, ...] | None]:
+        """The particle of each row, and what they are; its interaction is that of most of its energy."""
+        if self.model.particle is None:
+            return torch.full((len(event),), UNKNOWN), None
+        chosen = found.particle if found else None
+        owner, sizes = _rows_of(chosen, event, row_point)
+        particles = []
+        for i, (n_voxels, energy) in enumerate(sizes):
+            assert chosen is not None
+            of_class = chosen.class_probability[i]
+            mine = owner == i
+            share = torch.bincount(interaction[mine] + 1, event.energy[mine].double())[1:]
+            particles.append(
+                Particle(
+                    i,
+                    Species(int(chosen.kind[i])),
+                    float(chosen.score[i]),
+                    tuple((of_class / of_class.sum()).tolist()),
+                    int(share.argmax()) if len(share) and share.any() else UNKNOWN,
+                    n_voxels,
+                    energy,
+                )
+            )
+        return owner, tuple(particles)
 
     def _rows(self, event: Event, width: int, head: Callable[[Pyramid], Tensor]) -> Tensor:
         """Encode an event and spread what a head says of its points over its rows: [N, width], NaN where unseen."""
@@ -153,6 +219,21 @@ class Reconstructor:
             f"bundle {self.name} has no {what} head (its heads: {', '.join(heads) or 'none'}); "
             "fine-tune one with larpanda finetune"
         )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Found:
+    """What the heads say of the points of one event."""
+
+    logits: Tensor  # [M, 5]
+    particle: Selected | None  # None: no such head
+    interaction: Selected | None
+
+    @property
+    def all_used(self) -> str:
+        """The heads that may have missed some."""
+        used = {"particles": self.particle, "interactions": self.interaction}
+        return ", ".join(name for name, one in used.items() if one is not None and one.all_used)
 
 
 def load(bundle: str | os.PathLike[str], device: str = "auto", dtype: str = "float32") -> Reconstructor:
@@ -271,6 +352,20 @@ def _spread(points: Tensor | None, row_point: Tensor, width: int) -> Tensor:
         seen = row_point >= 0
         result[seen] = points.float().cpu()[row_point[seen]]
     return result
+
+
+def _rows_of(chosen: Selected | None, event: Event, row_point: Tensor) -> tuple[Tensor, list[tuple[int, float]]]:
+    """The instance of each row, and voxels and energy (MeV) of each instance."""
+    owner = torch.full((len(event),), UNKNOWN)
+    if chosen is None:
+        return owner, []
+    seen = row_point >= 0
+    of_point = chosen.owner.cpu()
+    owner[seen] = of_point[row_point[seen]]
+    n, mine = len(chosen.query), owner >= 0
+    voxels = torch.bincount(of_point[of_point >= 0], minlength=n).tolist()
+    energy = torch.bincount(owner[mine], event.energy[mine].double(), minlength=n).tolist()
+    return owner, list(zip(voxels, energy, strict=True))
 
 
 def _each(event: Event | Sequence[Event], function: Callable[[Event], Result]) -> Result | list[Result]:

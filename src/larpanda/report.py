@@ -10,27 +10,30 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from larpanda.data import open_events
 from larpanda.data.rows import open_rows
 from larpanda.display.figures import MOTIF_NAME, bars_svg, confusion_svg, lines_svg
 from larpanda.display.scene import page
+from larpanda.evaluate.clustering import CONVENTIONS as INSTANCE_CONVENTIONS
+from larpanda.evaluate.clustering import Clustering, Overlap, clustering, clustering_as_json, overlap
 from larpanda.evaluate.segmentation import (
     CONVENTIONS,
     Part,
     Segmentation,
     as_json,
+    confusion,
     parts_as_json,
     segmentation,
     segmentation_by,
 )
-from larpanda.event import MIN_ENERGY_MEV, Event, Motif
+from larpanda.event import MIN_ENERGY_MEV, Event, Motif, Species
 from larpanda.model.bundle import find_bundle, read_bundle_config
 from larpanda.parallel import gathered, rank, world
 from larpanda.publish import publish_text
 from larpanda.reconstruct import Reconstructor
 from larpanda.runs import describe_run, is_run
-from larpanda.train.tasks import motif_table
 
 BY = {"n_voxels": "voxels above threshold", "energy_mev": "energy above threshold, MeV"}
 WORST = 6  # events on the page beside the report
@@ -46,6 +49,8 @@ class Evaluation:
     tables: tuple[npt.NDArray[np.int64], ...]  # [5, 5] each: confusion of every event
     events: Sequence[Event]
     left_out: tuple[str, ...]  # a line for each event without truth, or that could not be used
+    particle: Clustering | None  # None: the model has no such head, or the events no such truth
+    interaction: Clustering | None
 
 
 def evaluate_events(model: Reconstructor, events: Sequence[Event], entries: Iterable[int], seed: int = 0) -> Evaluation:
@@ -84,7 +89,14 @@ def evaluate_events(model: Reconstructor, events: Sequence[Event], entries: Iter
         tuple(tables),
         events,
         tuple(left_out),
+        _clustering([one.particle for one in used], len(Species), seed),
+        _clustering([one.interaction for one in used], 1, seed),
     )
+
+
+def _clustering(tables: Sequence[Overlap | None], n_classes: int, seed: int) -> Clustering | None:
+    known = [table for table in tables if table is not None]
+    return clustering(known, n_classes, seed=seed) if known else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,6 +105,8 @@ class _Judged:
     table: npt.NDArray[np.int64]  # [5, 5]
     n_voxels: int  # above threshold
     energy_mev: float  # of them
+    particle: Overlap | None
+    interaction: Overlap | None
 
 
 def _judge(model: Reconstructor, events: Sequence[Event], entry: int) -> _Judged | str:
@@ -103,9 +117,22 @@ def _judge(model: Reconstructor, events: Sequence[Event], entry: int) -> _Judged
         return str(error)
     if problem := event.problem() or ("" if event.has_truth else "no motif labels"):
         return f"{event.key or f'event {entry}'}: {problem}"
-    visible = event.visible(model.model.config.min_energy_mev)[0]
+    visible, row_point = event.visible(model.model.config.min_energy_mev)
     energy = float(visible.energy.double().sum())
-    return _Judged(entry, motif_table(model.model, event), len(visible), energy)
+    found = model.reconstruct(event)
+    row = torch.empty(len(visible), dtype=torch.long)  # one of those that became each point; all have its answer
+    row[row_point[row_point >= 0]] = (row_point >= 0).nonzero()[:, 0]
+    table = confusion(visible.motif, found.motif[row])
+    particle = interaction = None
+    if found.particles is not None and (visible.particle >= 0).any():
+        species = np.array([int(one.species) for one in found.particles] + [0])
+        truth, mine = visible.particle.numpy(), found.particle[row].numpy()
+        kind = np.maximum(visible.species.numpy(), 0)
+        particle = overlap(truth, mine, kind, species[mine], visible.energy.numpy())
+    if found.interactions is not None and (visible.interaction >= 0).any():
+        truth, mine = visible.interaction.numpy(), found.interaction[row].numpy()
+        interaction = overlap(truth, mine, energy=visible.energy.numpy())
+    return _Judged(entry, table, len(visible), energy, particle, interaction)
 
 
 def table(result: Evaluation) -> str:
@@ -122,6 +149,12 @@ def table(result: Evaluation) -> str:
             f"{MOTIF_NAME[motif]:<8}  {scores.f1[i]:.3f}  [{scores.f1_low[i]:.3f}, {scores.f1_high[i]:.3f}]"
             f"  precision {scores.precision[i]:.3f}  recall {scores.recall[i]:.3f}"
         )
+    for name, found in (("particles", result.particle), ("interactions", result.interaction)):
+        if found is not None:
+            lines.append(f"{name}, {found.events} events")
+            for key in ("ari", "pq", "purity", "efficiency", "fraction_unassigned"):
+                one = found.means[key]
+                lines.append(f"  {key:<20}{one.value:.3f}  [{one.low:.3f}, {one.high:.3f}]")
     return "\n".join(lines)
 
 
@@ -141,7 +174,8 @@ def write_report(out: Path, result: Evaluation, model: Reconstructor, sources: S
         "left_out": len(result.left_out),
         "semantic": as_json(scores),
         "semantic_by": {name: parts_as_json(parts) for name, parts in result.by.items()},
-        "conventions": dict(CONVENTIONS),
+        **{name: clustering_as_json(one, names) for name, one, names in _instances(result) if one is not None},
+        "conventions": conventions(result),
         "data": [Path(source).name if not source.startswith("generate:") else source for source in sources],
         "model": model.name,
         "weights_sha256": model.weights_sha256,
@@ -164,12 +198,25 @@ def write_report(out: Path, result: Evaluation, model: Reconstructor, sources: S
         table=html.escape(table(result)),
         bars=figures,
         confusion=confusion_svg(scores.confusion, names),
-        conventions="".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in CONVENTIONS.items()),
+        conventions="".join(
+            f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in conventions(result).items()
+        ),
         by="".join(f"<figure>{_by_svg(parts, BY[name])}</figure>" for name, parts in result.by.items()),
         worst=links,
     )
     publish_text(out / "index.html", body)
     publish_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+
+
+def _instances(result: Evaluation) -> list[tuple[str, Clustering | None, list[str]]]:
+    species = [one.name.lower() for one in Species]
+    return [("particle", result.particle, species), ("interaction", result.interaction, ["interaction"])]
+
+
+def conventions(result: Evaluation) -> dict[str, str]:
+    """What each number of an evaluation is."""
+    instances = any(one is not None for _, one, _ in _instances(result))
+    return {**(INSTANCE_CONVENTIONS if instances else {}), **CONVENTIONS}
 
 
 def _by_svg(parts: Sequence[Part], what: str) -> str:

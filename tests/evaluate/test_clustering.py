@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -257,6 +259,11 @@ def test_bad_labels_are_named():
         overlap(np.array([-2, 0]), np.zeros(2, int))
     with pytest.raises(ValueError, match="true_class has -1 where there is an instance"):
         overlap(np.array([NONE, 0]), np.zeros(2, int), np.array([-1, -1]))
+
+
+def test_the_conventions_are_those_of_the_documentation():
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text().split("## Particles and interactions")[1]
+    assert dict(re.findall(r"^\| `(\w+)` \| (.*?) \|$", page, re.M)) == CONVENTIONS
 
 
 def test_every_number_has_its_convention():

@@ -411,6 +411,34 @@ def clustering(
     )
 
 
+def clustering_as_json(result: Clustering, names: Sequence[str]) -> dict[str, object]:
+    """The ``particle`` or ``interaction`` part of metrics.json; names: of the classes. What does not exist is null."""
+
+    def known(value: float) -> float | None:
+        return None if math.isnan(value) else value
+
+    def by_class(values: Sequence[float]) -> dict[str, float | None]:
+        return {name: known(float(value)) for name, value in zip(names, values, strict=True)}
+
+    numbers: dict[str, object] = {"events": result.events}
+    for name, one in result.means.items():
+        numbers |= {name: known(one.value), f"{name}_low": known(one.low), f"{name}_high": known(one.high)}
+    diagonal, columns = np.diag(result.confusion), result.confusion.sum(0)
+    precision = [hit / n if n else math.nan for hit, n in zip(diagonal.tolist(), columns.tolist(), strict=True)]
+    told = [value for value in precision if not math.isnan(value)]
+    return {
+        **numbers,
+        "left_out": dict(result.left_out),
+        "pq_class": by_class([panoptic_quality(row[None])[0] for row in result.parts]),
+        **{f"ari_class_{mode}": by_class(values) for mode, values in result.class_ari.items()},
+        "class_confusion": result.confusion.tolist(),
+        "class_precision": known(float(np.mean(told)) if told else math.nan),
+        "class_precision_each": by_class(precision),
+        "unmatched_true": by_class(result.missed.tolist()),
+        "unmatched_predicted": by_class(result.false.tolist()),
+    }
+
+
 def _unassigned(table: Overlap) -> tuple[int, int]:
     """Voxels of true instances that are in no predicted one, and all of them."""
     thing = table.true != NONE

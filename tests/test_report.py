@@ -1,0 +1,90 @@
+"""Evaluation of particles and interactions: what `reconstruct` gives is what is judged."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import adjusted_rand_score
+
+from larpanda.event import UNKNOWN, Event, Particle, Reconstruction, Species, Status
+from larpanda.report import conventions, evaluate_events, table, write_report
+
+
+class Oracle:
+    """Stands for a Reconstructor that knows the truth, and calls every second muon a pion."""
+
+    name, weights_sha256 = "oracle", ""
+
+    def __init__(self, model):
+        self.model = model
+
+    def reconstruct(self, event):
+        below = event.energy <= 0.13
+        particle = torch.where(below, UNKNOWN, event.particle)
+        kinds = [int(event.species[event.particle == i][0]) for i in range(int(event.particle.max()) + 1)]
+        particles = tuple(
+            Particle(i, Species(3 if kind == 2 and i % 2 else kind), 1.0, (0.2,) * 5, UNKNOWN, 0, 0.0)
+            for i, kind in enumerate(kinds)
+        )
+        motif = torch.where(below, UNKNOWN, event.motif)
+        probability = torch.nn.functional.one_hot(motif.clamp(min=0), 5).float()
+        rows = torch.full((len(event),), UNKNOWN)
+        return Reconstruction(Status.OK, "", below, motif, probability, particle, rows, particles, (), 0)
+
+
+@pytest.fixture
+def events(make_cloud):
+    return [make_cloud(200, seed=seed) for seed in range(4)]
+
+
+def test_a_perfect_reconstruction_scores_1(tiny_model, events, tmp_path):
+    oracle = Oracle(tiny_model)
+    result = evaluate_events(oracle, events, range(4))
+    assert result.semantic.macro_f1 == 1.0
+    for name in ("ari", "ari_all", "purity", "efficiency"):
+        assert result.particle.means[name].value == pytest.approx(1.0)
+    assert result.particle.means["fraction_unassigned"].value == 0.0
+    assert result.interaction.means["fraction_unassigned"].value == 1.0  # it found none
+    assert result.interaction.means["pq"].value == 0.0
+    write_report(tmp_path, result, oracle, ["clouds"])
+    written = json.loads((tmp_path / "metrics.json").read_text())
+    assert written["particle"]["ari"] == pytest.approx(1.0)
+    assert written["particle"]["ari_low"] == pytest.approx(1.0)
+    muon, pion = int(Species.MUON), int(Species.PION)
+    confusion = np.array(written["particle"]["class_confusion"])
+    assert confusion.sum() == sum(int(e.particle.max()) + 1 for e in events)
+    assert confusion[muon, pion] >= 0
+    assert set(written["particle"]["pq_class"]) == {"photon", "electron", "muon", "pion", "proton"}
+    assert set(written["conventions"]) == set(conventions(result)) > {"ari", "f1"}
+    assert "particles, 4 events" in table(result)
+
+
+def test_duplicates_count_once_and_voxels_below_threshold_not_at_all(tiny_model, events):
+    event = events[0]
+    names = ("position", "energy", "motif", "species", "particle", "interaction")
+    extra = [torch.cat([getattr(event, name), getattr(event, name)[:20]]) for name in names]
+    extra[1][5:15] = 0.01
+    doubled = Event(*extra)
+    result = evaluate_events(Oracle(tiny_model), [doubled], [0])
+    visible = doubled.visible(0.13)[0]
+    assert result.semantic.voxels == len(visible) < len(doubled)
+    assert result.particle.means["ari"].value == pytest.approx(1.0)
+    assert adjusted_rand_score(visible.particle, visible.particle) == 1.0
+
+
+def test_a_model_without_heads_has_no_such_part(tiny_model, events, tmp_path):
+    class Bare(Oracle):
+        def reconstruct(self, event):
+            whole = super().reconstruct(event)
+            rows = torch.full((len(event),), UNKNOWN)
+            return Reconstruction(
+                whole.status, "", whole.below_threshold, whole.motif, whole.motif_probability, rows, rows, None, None, 0
+            )
+
+    result = evaluate_events(Bare(tiny_model), events, range(4))
+    assert result.particle is None
+    write_report(tmp_path, result, Bare(tiny_model), ["clouds"])
+    written = json.loads((tmp_path / "metrics.json").read_text())
+    assert "particle" not in written
+    assert "ari" not in written["conventions"]
