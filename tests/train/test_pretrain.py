@@ -203,6 +203,7 @@ def test_the_probe_is_logistic_regression(make_cloud, config):
         rng = np.random.default_rng(seed)
         energy = 0.2 * 2.0 ** cloud.motif.numpy() * rng.uniform(0.7, 1.4, 150)
         events.append(Event.from_arrays(cloud.position.numpy(), energy, cloud.motif.numpy()))
+    torch.manual_seed(0)
     encoder = SelfDistillation(ENCODER, config.distill).teacher.encoder
     result, penalty = probe_motifs(encoder, events[:3], events[3:4], events[4:], 0.13, points=200, every_point=True)
     seen = [event.visible(0.13)[0] for event in events]
