@@ -229,3 +229,16 @@ def test_workers_do_not_outlive_a_killed_study_which_then_goes_on(tmp_path):
         time.sleep(0.2)
     assert main(words[3:] + ["--quiet"]) == 0
     assert len(list((tmp_path / "out/results").glob("*.json"))) == 3 + 1
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_an_error_and_the_study_goes_on(tmp_path, monkeypatch, capsys):
+    words = ["study", "labels", "--out", str(tmp_path), "--workers", "2", "--quiet", "--set", "labels=2"]
+    words += ["--set", "rows=scratch", "--set", "seeds=0", "--set", "samples=32"]
+    words += ["--train", "generate:pilarnet?events=3&seed=11", "--select", "generate:pilarnet?events=2&seed=12"]
+    words += ["--test", "generate:pilarnet?events=2&seed=103"]
+    monkeypatch.setenv("LARPANDA_FAULT", "kill@begin:step=0")
+    assert main(words) == 1
+    assert "a worker died; was there memory for 2 of them" in capsys.readouterr().err
+    monkeypatch.delenv("LARPANDA_FAULT")
+    assert main(words) == 0

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -171,6 +172,9 @@ def run_study(config: StudyConfig, out: Path, workers: int, say: Callable[[str],
 
     Returns:
         A line for each run that failed; the others are made all the same.
+
+    Raises:
+        ChildProcessError: a worker died.
     """
     failed: list[str] = []
     for stage in stages(config):
@@ -227,6 +231,10 @@ def _made(config: StudyConfig, cells: Sequence[Cell], out: Path, workers: int) -
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
+        except BrokenProcessPool:
+            raise ChildProcessError(
+                f"a worker died; was there memory for {workers} of them (--workers)? The same command goes on"
+            ) from None
         except BaseException:  # ctrl-C: what runs saves itself, what waits is for the next time
             pool.shutdown(wait=False, cancel_futures=True)
             raise
