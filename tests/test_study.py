@@ -15,7 +15,7 @@ import larpanda
 from larpanda import study
 from larpanda.cli import main
 from larpanda.data.views import ViewConfig
-from larpanda.efficiency import crossing, label_efficiency, pooled, table, transfer, write_labels, write_transfer
+from larpanda.efficiency import crossing, label_efficiency, pooled, table, told, transfer, write_labels, write_transfer
 from larpanda.model.backbone import DecoderConfig, EncoderConfig
 from larpanda.model.bundle import Model, ModelConfig, save_bundle
 from larpanda.model.distill import DistillConfig
@@ -145,7 +145,7 @@ def test_label_efficiency_of_made_up_scores():
     assert ratio.high == pytest.approx(ratio.value * 10**0.13, rel=0.15)
     beyond = label_efficiency([*results[:-1], result("full", 10, 0.8)], "test.h5", "full", 10)
     assert math.isinf(beyond.value)
-    assert str(beyond) == "more than 1e+02"
+    assert told(beyond) == "more than 1e+02"
     with pytest.raises(ValueError, match="needs linear with 10 labels"):
         label_efficiency(results, "test.h5", "linear", 10)
 

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from larpanda.display.figures import MOTIF_NAME, lines_svg
+from larpanda.evaluate.clustering import Estimate
 from larpanda.event import Motif
 from larpanda.publish import publish_text
 from larpanda.study import ROWS, SUPERVISED, CellResult, Score, Validation, read_results
@@ -26,18 +26,11 @@ NAMES = {
 DRAWS = 2000
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its 68 % interval; infinite if it is only known to be above ``low``."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        if math.isinf(self.value):
-            return f"more than {self.low:.2g}"
-        return f"{self.value:.3g} [{self.low:.3g}, {'more' if math.isinf(self.high) else f'{self.high:.3g}'}]"
+def told(one: Estimate) -> str:
+    """A ratio as text; an infinite one is only known to be above its lower end."""
+    if math.isinf(one.value):
+        return f"more than {one.low:.2g}"
+    return f"{one.value:.3g} [{one.low:.3g}, {'more' if math.isinf(one.high) else f'{one.high:.3g}'}]"
 
 
 def write_labels(out: Path) -> str:
@@ -54,7 +47,9 @@ def write_labels(out: Path) -> str:
         for row, k in sorted({(r.row, r.labels) for r in results if r.row not in SUPERVISED and r.labels == 100}):
             with suppress(ValueError):  # not made yet
                 ratio = label_efficiency(results, source, row, k)
-                parts.append(f"{NAMES[row]} with {k} labels: as good as from scratch with {ratio} times the labels")
+                parts.append(
+                    f"{NAMES[row]} with {k} labels: as good as from scratch with {told(ratio)} times the labels"
+                )
         publish_text(out / f"labels-{name}.svg", labels_svg(results, source))
     text = "\n\n".join(parts)
     publish_text(out / "labels.md", text + "\n")
@@ -72,7 +67,9 @@ def write_transfer(out: Path) -> str:
     lines = []
     for row in dict.fromkeys(result.row for result in results if result.row not in SUPERVISED):
         with suppress(ValueError):  # not made yet
-            lines.append(f"{NAMES[row]}: {transfer(results, row)} times fewer event samples to the score from scratch")
+            lines.append(
+                f"{NAMES[row]}: {told(transfer(results, row))} times fewer event samples to the score from scratch"
+            )
     return "\n".join(lines)
 
 
