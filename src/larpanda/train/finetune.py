@@ -53,7 +53,7 @@ def finetune(
         run: folder for config.json, metrics.jsonl, checkpoints/ and bundle/. If it has checkpoints of the same
             configuration the run goes on from the newest.
         sources: where the events come from, for the record.
-        start: a bundle whose encoder (and semantic head, if it has one) to begin with; None: random weights.
+        start: a bundle whose encoder (and head for this, if it has one) to begin with; None: random weights.
         scale: how they were read, ``energy_scale`` and ``voxel_mm`` of ``open_events``, for the record.
         device: ``auto``, ``cpu`` or ``cuda``.
         say: takes one line of progress.
