@@ -145,6 +145,8 @@ def test_up_cast_of_a_hand_made_pyramid():
             assert pyramid.upcast().tolist() == [[1, 10, 5], [2, 20, 5], [3, 20, 5], [4, 20, 5]]
             assert pyramid.upcast(1).tolist() == [[10, 5], [20, 5]]
             assert pyramid.upcast(2).tolist() == [[5]]
+            layer = torch.nn.Linear(3, 2)
+            torch.testing.assert_close(pyramid.linear(layer), layer(pyramid.upcast()))
     assert pyramid.at_points(pyramid.upcast()).tolist() == [[4, 20, 5], [1, 10, 5]]
 
 

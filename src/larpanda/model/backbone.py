@@ -147,6 +147,19 @@ class Pyramid:
                 row = self.runs[number] if row is None else self.runs[number][row]
         return result
 
+    def linear(self, layer: nn.Linear) -> Tensor:
+        """A linear layer of the up-cast features, without making them: every level by its own columns, coarsest first.
+
+        Returns:
+            [M_0, C'], ``layer(self.upcast())`` up to rounding.
+        """
+        columns = torch.split(layer.weight, [x.shape[1] for x in self.features], 1)
+        result = F.linear(self.features[-1], columns[-1], layer.bias)
+        for level in range(len(self.features) - 2, -1, -1):
+            spread = spread_runs(result, self.lengths[level], self.runs[level])
+            result = torch.addmm(spread, self.features[level], columns[level].t())
+        return result
+
     def cell_of_points(self, level: int) -> Tensor:
         """[N] int64: the cell of a level that each point lies in."""
         cell = self.point_cell

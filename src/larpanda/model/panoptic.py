@@ -4,7 +4,6 @@ Here are the network, and how its masks become instances; the loss is in ``match
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -113,8 +112,9 @@ class QueryBlock(nn.Module):
 
     def _mask(self, query: Tensor, point: Tensor, start: Tensor) -> Tensor:
         embedding = self.mask_out(F.gelu(self.mask_in(query)))
-        spans = pairwise(start.tolist())
-        return torch.cat([point[a:b] @ one.t() for one, (a, b) in zip(embedding, spans, strict=True)])
+        # split, since the gradient of each slice would be a whole array of zeros
+        parts = torch.split(point, start.diff().tolist())
+        return torch.cat([part @ one.t() for part, one in zip(parts, embedding, strict=True)])
 
 
 class PanopticHead(nn.Module):
@@ -147,16 +147,14 @@ class PanopticHead(nn.Module):
                 instances, so that a deposit taken for one and an instance taken for a deposit both teach something).
         """
         cells = pyramid.levels[0].cells
-        feature = pyramid.upcast()
-        led = self.led_out(F.relu(self.led_in(feature)))[:, 0]
+        led = self.led_out(F.relu(pyramid.linear(self.led_in)))[:, 0]
         wanted = led.detach().sigmoid() < 0.5
         thing = (wanted if also is None else wanted | also).nonzero()[:, 0]
         n_things = torch.bincount(cells.event_id[thing], minlength=len(cells.start) - 1)
         start = torch.cat([n_things.new_zeros(1), n_things.cumsum(0)])
-        point = feature[thing]
+        point = pyramid.linear(self.point_out if self.point_in is None else self.point_in).index_select(0, thing)
         if self.point_in is not None:
-            point = F.gelu(self.point_in(point))
-        point = self.point_out(point)
+            point = self.point_out(F.gelu(point))
         point_position = self.position_out(F.gelu(self.position_in(pyramid.position[thing].to(point.dtype))))
         query = self.query.expand(len(n_things), -1, -1)
         masks, classes = [], []

@@ -51,8 +51,8 @@ class SemanticHead(nn.Module):
 
     def forward(self, pyramid: Pyramid, draws: Tensor | None = None) -> Tensor:
         """Returns [N, 5] logits, in the order of Motif; draws: [B, n_draws] for the decoder's stochastic depth."""
-        cells = self.decoder(pyramid, draws) if self.decoder else pyramid.upcast()
-        return pyramid.at_points(self.linear(cells))
+        cells = self.linear(self.decoder(pyramid, draws)) if self.decoder else pyramid.linear(self.linear)
+        return pyramid.at_points(cells)
 
 
 def semantic_loss(logits: Tensor, motif: Tensor, lovasz_weight: float, class_weights: Tensor | None = None) -> Tensor:

@@ -1,7 +1,6 @@
 """Attention over packed events: cells within windows along a curve, and queries over the points of their event."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -160,13 +159,15 @@ def attend_points(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, start
         [B, Q, C]; zero for an event without points.
     """
     channels = query.shape[2]
+    lengths = start.diff().tolist()
+    # split, since the gradient of each slice would be a whole array of zeros
+    of_points = (torch.split(x, lengths) for x in (key, value, bias))
     parts = []
-    for b, (first, end) in enumerate(pairwise(start.tolist())):
-        if first == end:
-            parts.append(torch.zeros_like(query[b]))
+    for one, one_key, one_value, one_bias in zip(query, *of_points, strict=True):
+        if not len(one_key):
+            parts.append(torch.zeros_like(one))
             continue
-        parted = (query[b], key[first:end], value[first:end])
-        q, k, v = (x.view(len(x), heads, channels // heads).transpose(0, 1) for x in parted)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[first:end].t())
+        q, k, v = (x.reshape(len(x), heads, channels // heads).transpose(0, 1) for x in (one, one_key, one_value))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=one_bias.t())
         parts.append(out.transpose(0, 1).reshape(-1, channels))
     return torch.stack(parts)

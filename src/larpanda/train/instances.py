@@ -1,7 +1,6 @@
 """Particles or interactions with labels (paper section 3.2.2): the task of a query head, and its validation."""
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -73,14 +72,16 @@ class Panoptic:
 
     def _set_losses(self, done: Decoded, instance: Tensor, kind: Tensor) -> Tensor:
         """[blocks, 4] sums over the events: focal, Dice, classes, no object."""
+        n_things = done.start.diff().tolist()
+        truth = [
+            numbered(*one)
+            for one in zip(*(torch.split(x[done.thing], n_things) for x in (instance, kind)), strict=True)
+        ]
         rows = []
-        starts = done.start.tolist()
-        instance, kind = instance[done.thing], kind[done.thing]
         for masks, classes in zip(done.masks, done.classes, strict=True):
             each = []
-            for event, (a, b) in enumerate(pairwise(starts)):
-                number, kinds = numbered(instance[a:b], kind[a:b])
-                one = set_loss(masks[a:b], classes[event], number, kinds, self.config)
+            for mask, class_logits, (number, kinds) in zip(torch.split(masks, n_things), classes, truth, strict=True):
+                one = set_loss(mask, class_logits, number, kinds, self.config)
                 each.append(torch.stack([one.focal, one.dice, one.classes, one.no_object]))
             rows.append(torch.stack(each).sum(0))
         return torch.stack(rows)
