@@ -5,7 +5,7 @@ import math
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +19,13 @@ from larpanda.efficiency import crossing, label_efficiency, pooled, table, told,
 from larpanda.model.backbone import DecoderConfig, EncoderConfig
 from larpanda.model.bundle import Model, ModelConfig, save_bundle
 from larpanda.model.distill import DistillConfig
+from larpanda.model.panoptic import PanopticConfig
 from larpanda.model.semantic import SemanticConfig
 from larpanda.model.unet import UResNetConfig
-from larpanda.study import GRID, Cell, CellResult, Score, StudyConfig, Validation, read_result, run_study, stages
+from larpanda.results import CellResult, Judged, Score, Validation, read_result, write_result
+from larpanda.study import Cell, StudyConfig, run_study, stages
 from larpanda.train.probing import ProbeConfig
-from larpanda.train.recipes import nano_pretrain, nano_semantic, nano_uresnet
+from larpanda.train.recipes import nano_interaction, nano_particle, nano_pretrain, nano_semantic, nano_uresnet
 
 ENCODER = EncoderConfig((16, 16), (1, 1), window=32, layer_scale=0.5, drop_path=0.0)
 
@@ -47,6 +49,10 @@ def small(tmp_path, make_cloud, monkeypatch):
     )
     monkeypatch.setitem(study.FINETUNE, "nano_semantic", lambda: replace(nano_semantic(), model=model, batch_events=2))
     monkeypatch.setitem(study.FINETUNE, "nano_uresnet", lambda: replace(nano_uresnet(), model=unet, batch_events=2))
+    for what, made in (("particle", nano_particle), ("interaction", nano_interaction)):
+        head = PanopticConfig(queries=4, classes=5 if what == "particle" else 1, channels=16, blocks=1)
+        tiny = replace(made(), model=ModelConfig(ENCODER, **{what: head}), batch_events=2)
+        monkeypatch.setitem(study.FINETUNE, f"nano_{what}", lambda tiny=tiny: tiny)
     monkeypatch.setitem(study.PRETRAIN, "nano_pretrain", lambda: pre)
     save_bundle(tmp_path / "encoder", Model(ModelConfig(ENCODER)), {}, "card")
     config = StudyConfig(
@@ -71,8 +77,8 @@ def test_every_cell_is_made_once_and_its_file_is_enough_to_draw(small, monkeypat
     assert len({cell.name for cell in cells}) == len(cells)
     result = read_result(out / "results/decoder-4-1.json")
     assert (result.row, result.labels, result.seed, result.samples) == ("decoder", 4, 1, 8)
-    assert result.lr in GRID
-    assert [score.source for score in result.tests] == [config.tests[0]]
+    assert result.lr in config.grid
+    assert [judged.source for judged in result.tests] == [config.tests[0]]
     assert result.tests[0].events == 2
     assert not (out / "runs/decoder-4-1/checkpoints").exists()
 
@@ -111,27 +117,50 @@ def test_a_cell_that_fails_is_said_and_made_the_next_time(small):
     assert (out / "results/scratch-2-0.json").exists()
 
 
+@pytest.mark.parametrize("task", ["particle", "interaction"])
+def test_instances_are_studied_by_their_own_numbers(small, task, capsys):
+    config, out = small
+    config = replace(config, task=task, labels=(2,), seeds=(0,), grid=(1e-3,))
+    assert run_study(config, out, 1, lambda line: None) == []
+    assert sorted(path.stem for path in (out / "results").glob("*.json")) == ["decoder-2-0", "full-2-0", "scratch-2-0"]
+    result = read_result(out / "results/full-2-0.json")
+    judged = result.tests[0]
+    assert judged.score("ari").value is not None
+    assert (judged.score("ari_muon").name in [score.name for score in judged.scores]) == (task == "particle")
+    assert [point.samples for point in result.curve] == [2, 4, 6, 8]
+    text = write_labels(out)
+    assert "| PQ | 2 labels |" in text
+    assert "| ARI | 2 labels |" in text
+    assert "| 2 labels | ARI | PQ |" in text
+    assert "ARI, 2 labels" in (write_transfer(out), (out / "transfer.svg").read_text())[1]
+
+
 def test_the_learning_rate_is_the_best_of_the_grid(tmp_path):
-    for lr, score in zip(GRID, (0.3, 0.5, 0.4), strict=True):
-        result = CellResult("scratch", 2, 0, lr, 8, 0.1, (Validation(8, score, None, None),), (), "0")
+    config = StudyConfig(("a",), ("b",), ("c",))
+    for lr, score in zip(config.grid, (0.3, 0.5, 0.4), strict=True):
+        curve = (Validation(8, score, None, None),)
+        found = CellResult("semantic", "scratch", 2, 0, lr, 8, 0.1, curve, (), "0")
         path = tmp_path / "results" / f"{Cell('scratch', 2, 0, lr).name}.json"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(asdict(result)))
-    assert study._learning_rate(tmp_path, Cell("scratch", 7, 3)) == GRID[1]
+        write_result(path, found)
+    assert study._learning_rate(config, tmp_path, Cell("scratch", 7, 3)) == config.grid[1]
     with pytest.raises(ValueError, match="no result of the learning rates of full"):
-        study._learning_rate(tmp_path, Cell("full_k", 7, 3))
+        study._learning_rate(config, tmp_path, Cell("full_k", 7, 3))
+    assert study._learning_rate(replace(config, grid=(0.5,)), tmp_path, Cell("full_k", 7, 3)) == 0.5
 
 
 def test_the_first_seed_of_every_cell_comes_first():
     config = StudyConfig(("a",), ("b",), ("c",))
     seeds = [cell.seed for stage in list(stages(config))[1:] for cell in stage]
     assert seeds == sorted(seeds)
-    assert [cell.lr for cell in next(stages(config))] == list(GRID) * 5
+    assert [cell.lr for cell in next(stages(config))] == list(config.grid) * 5
+    assert all(cell.lr is None for stage in stages(replace(config, grid=(1e-3,))) for cell in stage)
 
 
 def result(row, labels, f1, seed=0, half=0.01, curve=()):
-    score = Score("test.h5", 10, f1, f1 - half, f1 + half, (f1,) * 5)
-    return CellResult(row, labels, seed, 1e-3, 100, 1.0, curve, (score,), "0")
+    scores = [Score(f"f1_{name}", f1, None, None) for name in ("shower", "track", "michel", "delta", "led")]
+    judged = Judged("test.h5", 10, (Score("macro_f1", f1, f1 - half, f1 + half), *scores))
+    return CellResult("semantic", row, labels, seed, 1e-3, 100, 1.0, curve, (judged,), "0")
 
 
 def test_label_efficiency_of_made_up_scores():
@@ -167,11 +196,11 @@ def test_transfer_counts_measured_scores_only():
 
 
 def test_seeds_are_averaged_and_do_not_make_the_events_more():
-    scores = [result("full", 5, f1, seed).tests[0] for seed, f1 in enumerate((0.60, 0.62, 0.64))]
+    scores = [result("full", 5, f1, seed).tests[0].score("macro_f1") for seed, f1 in enumerate((0.60, 0.62, 0.64))]
     one = pooled(scores)
     assert one.value == pytest.approx(0.62)
     assert (one.high - one.low) / 2 == pytest.approx(math.hypot(0.01, 0.02 / math.sqrt(3)))
-    text = table([result("full", 5, 0.6, s) for s in range(3)], "test.h5")
+    text = table([result("full", 5, 0.6, s) for s in range(3)], "test.h5", "macro_f1")
     assert "| pre-trained, full | 0.600 [0.590, 0.610] (3) |" in text
 
 
@@ -189,7 +218,7 @@ def test_the_command_line(small, capsys, tmp_path):
     assert main([*words, *data[:2]]) == 2
     assert "give --train, --select and --test" in capsys.readouterr().err
     assert main([*words, *data, "--set", "rows=magic"]) == 2
-    assert "magic not known; there are uresnet" in capsys.readouterr().err
+    assert "magic not known for semantic; there are uresnet" in capsys.readouterr().err
     assert main(["study", "labels", "--out", str(tmp_path / "none"), "--redraw"]) == 2
 
 

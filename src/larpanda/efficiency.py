@@ -1,4 +1,4 @@
-"""A study's tables, ratios and figures from its result files: Tables 1 and 2, Figures 6 and 10 of the paper."""
+"""A study's tables, ratios and figures from its result files: Tables 1 to 4, Figures 6 and 10 of the paper."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from larpanda.display.figures import MOTIF_NAME, lines_svg
+from larpanda.display.figures import lines_svg
 from larpanda.evaluate.clustering import Estimate
-from larpanda.event import Motif
+from larpanda.event import Motif, Species
 from larpanda.publish import publish_text
-from larpanda.study import ROWS, SUPERVISED, CellResult, Score, Validation, read_results
+from larpanda.results import HEADLINE, ROWS, SUPERVISED, CellResult, Score, Task, Validation, read_results
 
 NAMES = {
     "uresnet": "U-ResNet, from scratch",
@@ -22,6 +22,17 @@ NAMES = {
     "full": "pre-trained, full",
     "linear_k": "pre-trained on the K events, linear",
     "full_k": "pre-trained on the K events, full",
+}
+TITLE = {"macro_f1": "macro F1", "ari": "ARI", "pq": "PQ"}
+TABLES: dict[Task, tuple[str, ...]] = {  # what a table by labels is made of
+    "semantic": ("macro_f1",),
+    "particle": ("pq", "ari"),
+    "interaction": ("pq", "ari"),
+}
+CLASSES: dict[Task, tuple[Motif | Species, ...]] = {
+    "semantic": tuple(Motif),
+    "particle": tuple(Species),
+    "interaction": (),
 }
 DRAWS = 2000
 
@@ -41,9 +52,10 @@ def write_labels(out: Path) -> str:
     """
     results = _results(out)
     parts = []
-    for source in dict.fromkeys(score.source for result in results for score in result.tests):
+    for source in dict.fromkeys(judged.source for result in results for judged in result.tests):
         name = Path(source).stem
-        parts.append(f"{name}\n\n{table(results, source)}\n\n{class_table(results, source)}")
+        tables = [table(results, source, score) for score in TABLES[results[0].task]]
+        parts += [name, *tables, class_table(results, source)]
         for row, k in sorted({(r.row, r.labels) for r in results if r.row not in SUPERVISED and r.labels == 100}):
             with suppress(ValueError):  # not made yet
                 ratio = label_efficiency(results, source, row, k)
@@ -84,7 +96,7 @@ def pooled(scores: Sequence[Score]) -> Estimate:
 
     The seeds share the test events, so the interval over events does not shrink with their number.
     """
-    values = np.array([score.macro_f1 for score in scores])
+    values = np.array([math.nan if score.value is None else score.value for score in scores])
     halves = [(s.high - s.low) / 2 for s in scores if s.low is not None and s.high is not None]
     over_seeds = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else 0.0
     half = math.hypot(float(np.mean(halves)) if halves else 0.0, over_seeds)
@@ -92,21 +104,21 @@ def pooled(scores: Sequence[Score]) -> Estimate:
     return Estimate(mean, mean - half, mean + half)
 
 
-def by_cell(results: Sequence[CellResult], source: str) -> dict[tuple[str, int], list[Score]]:
+def by_cell(results: Sequence[CellResult], source: str, name: str) -> dict[tuple[str, int], list[Score]]:
     """The scores of the seeds of each row and number of labels, on one test set."""
     cells: dict[tuple[str, int], list[Score]] = {}
     for result in results:
-        for score in result.tests:
-            if score.source == source:
-                cells.setdefault((result.row, result.labels), []).append(score)
+        for judged in result.tests:
+            if judged.source == source:
+                cells.setdefault((result.row, result.labels), []).append(judged.score(name))
     return cells
 
 
-def table(results: Sequence[CellResult], source: str) -> str:
-    """Table 1 in Markdown: macro F1 [68 %] of each row and number of labels, and how many seeds it is a mean of."""
-    cells = by_cell(results, source)
+def table(results: Sequence[CellResult], source: str, name: str) -> str:
+    """Tables 1 and 3 in Markdown: a score [68 %] of each row and number of labels, and the number of seeds."""
+    cells = by_cell(results, source, name)
     labels = sorted({k for _, k in cells})
-    lines = [f"| macro F1 | {' | '.join(f'{k:,} labels' for k in labels)} |", "|---" * (len(labels) + 1) + "|"]
+    lines = [f"| {TITLE[name]} | {' | '.join(f'{k:,} labels' for k in labels)} |", "|---" * (len(labels) + 1) + "|"]
     for row in ROWS:
         if not any((row, k) in cells for k in labels):
             continue
@@ -123,29 +135,33 @@ def table(results: Sequence[CellResult], source: str) -> str:
 
 
 def class_table(results: Sequence[CellResult], source: str) -> str:
-    """Table 2 in Markdown: F1 of each motif with most labels, means over seeds."""
-    cells = by_cell(results, source)
-    most = max(k for _, k in cells)
-    names = [MOTIF_NAME[motif] for motif in Motif]
-    lines = [f"| {most:,} labels | macro | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
+    """Tables 2 and 4 in Markdown: the headline score, and that of each class, with most labels; means over seeds."""
+    headline = _headline(results)
+    short = {"macro_f1": "f1_", "ari": "ari_"}[headline]
+    most = max(result.labels for result in results)
+    names = [f"{short}{one.name.lower()}" for one in CLASSES[results[0].task]]
+    extra = [name for name in TABLES[results[0].task] if name != headline]
+    columns = {name: by_cell(results, source, name) for name in (headline, *extra, *names)}
+    titles = [TITLE.get(name, name.removeprefix(short).replace("led", "LED")) for name in columns]
+    lines = [f"| {most:,} labels | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
     for row in ROWS:
-        if scores := cells.get((row, most)):
-            mean = np.array([[np.nan if f is None else f for f in score.f1] for score in scores]).mean(0)
-            f1 = " | ".join("absent" if np.isnan(f) else f"{f:.3f}" for f in mean)
-            lines.append(f"| {NAMES[row]} | {pooled(scores).value:.3f} | {f1} |")
+        if (row, most) in columns[headline]:
+            values = [pooled(cells[row, most]).value for cells in columns.values()]
+            texts = ("absent" if math.isnan(value) else f"{value:.3f}" for value in values)
+            lines.append(f"| {NAMES[row]} | {' | '.join(texts)} |")
     return "\n".join(lines)
 
 
 def label_efficiency(results: Sequence[CellResult], source: str, row: str, labels: int, seed: int = 0) -> Estimate:
     """How many times the labels a transformer from scratch needs to score what ``row`` scores with ``labels``.
 
-    Between its numbers of labels its macro F1 is taken to be linear in their logarithm. The interval comes from normal
-    deviates of all scores, as wide as their intervals.
+    Between its numbers of labels its headline score is taken to be linear in their logarithm. The interval comes from
+    normal deviates of all scores, as wide as their intervals.
 
     Raises:
         ValueError: scores are missing.
     """
-    cells = by_cell(results, source)
+    cells = by_cell(results, source, _headline(results))
     steps = sorted(k for one, k in cells if one == "scratch")
     if len(steps) < 2 or (row, labels) not in cells:
         raise ValueError(
@@ -199,11 +215,11 @@ def transfer(results: Sequence[CellResult], row: str) -> Estimate:
     last = curves["scratch"][-1]
 
     def ratio(goal: float | None) -> float:
-        score = last.macro_f1 if goal is None else goal
-        reached = [point.samples for point in curves[row] if point.macro_f1 >= score]
+        score = last.value if goal is None else goal
+        reached = [point.samples for point in curves[row] if point.value >= score]
         return last.samples / reached[0] if reached else 0.0
 
-    return Estimate(ratio(last.macro_f1), ratio(last.high), ratio(last.low))
+    return Estimate(ratio(last.value), ratio(last.high), ratio(last.low))
 
 
 def mean_curve(results: Sequence[CellResult]) -> list[Validation]:
@@ -212,9 +228,7 @@ def mean_curve(results: Sequence[CellResult]) -> list[Validation]:
         return []
     points = zip(*(result.curve for result in results), strict=False)
     return [
-        Validation(
-            at[0].samples, _mean([p.macro_f1 for p in at]), _mean([p.low for p in at]), _mean([p.high for p in at])
-        )
+        Validation(at[0].samples, _mean([p.value for p in at]), _mean([p.low for p in at]), _mean([p.high for p in at]))
         for at in points
     ]
 
@@ -225,8 +239,8 @@ def _mean(values: Sequence[float | None]) -> float:
 
 
 def labels_svg(results: Sequence[CellResult], source: str) -> str:
-    """Figure 6: macro F1 against the number of labels."""
-    cells, lines = by_cell(results, source), []
+    """Figure 6: the headline score against the number of labels."""
+    cells, lines = by_cell(results, source, _headline(results)), []
     for row in ROWS:
         steps = sorted(k for one, k in cells if one == row)
         if steps:
@@ -234,14 +248,18 @@ def labels_svg(results: Sequence[CellResult], source: str) -> str:
             lines.append(
                 (NAMES[row], steps, [s.value for s in scores], [s.low for s in scores], [s.high for s in scores])
             )
-    return lines_svg(lines, "labelled events", "macro F1")
+    return lines_svg(lines, "labelled events", TITLE[_headline(results)])
 
 
 def transfer_svg(results: Sequence[CellResult]) -> str:
-    """Figure 10: macro F1 on the selection events against event samples seen, with most labels."""
+    """Figure 10: the headline score on the selection events against event samples seen, with most labels."""
     most, lines = max(result.labels for result in results), []
     for row in ROWS:
         if curve := mean_curve([r for r in results if (r.row, r.labels) == (row, most)]):
             low, high = ([getattr(p, end) for p in curve] for end in ("low", "high"))
-            lines.append((NAMES[row], [p.samples for p in curve], [p.macro_f1 for p in curve], low, high))
-    return lines_svg(lines, "event samples seen", f"macro F1, {most:,} labels")
+            lines.append((NAMES[row], [p.samples for p in curve], [p.value for p in curve], low, high))
+    return lines_svg(lines, "event samples seen", f"{TITLE[_headline(results)]}, {most:,} labels")
+
+
+def _headline(results: Sequence[CellResult]) -> str:
+    return HEADLINE[results[0].task]

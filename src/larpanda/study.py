@@ -1,4 +1,4 @@
-"""What labels and pre-training are worth (paper Tables 1 and 2, Figures 6 and 10): a queue of runs, a file of each.
+"""What labels and pre-training are worth (paper Tables 1 to 4, Figures 6 and 10): a queue of runs, a file of each.
 
 A cell of the table is a run: how it is trained, from how many labelled events, with which seed. Every run sees the same
 number of event samples, so that few labels are seen often. Each method's learning rate is the best of one grid, found
@@ -14,33 +14,47 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from larpanda import __version__
-from larpanda.config import config_from_json
 from larpanda.data import open_events
 from larpanda.data.farm import generate_file
 from larpanda.data.generate import generate
 from larpanda.data.stream import drawn
+from larpanda.evaluate.clustering import clustering
 from larpanda.evaluate.segmentation import segmentation
-from larpanda.model.bundle import load_bundle
-from larpanda.publish import publish_text
+from larpanda.event import Motif, Species
+from larpanda.model.bundle import Model, load_bundle
+from larpanda.model.panoptic import SelectConfig
+from larpanda.results import (
+    HEADLINE,
+    PAIRED,
+    ROWS,
+    SUPERVISED,
+    CellResult,
+    Judged,
+    Score,
+    Task,
+    Validation,
+    read_result,
+    write_result,
+)
 from larpanda.train.finetune import finetune
+from larpanda.train.instances import instance_table, n_things
 from larpanda.train.pretrain import pretrain
-from larpanda.train.recipes import FINETUNE, PRETRAIN, FinetuneConfig
+from larpanda.train.recipes import FINETUNE, PRETRAIN, FinetuneConfig, PretrainConfig
 from larpanda.train.tasks import motif_table
 
-SUPERVISED = ("uresnet", "scratch")
-PRETRAINED = ("linear", "decoder", "full")  # fine-tuning modes on the study's encoder: PT_100 + FT_K
-PAIRED = ("linear_k", "full_k")  # the same on an encoder that saw the K events alone: PT_K + FT_K
-ROWS = (*SUPERVISED, *PRETRAINED, *PAIRED)
 ENCODER = "encoder_k"  # pre-training on K events
-GRID = (1e-3, 3e-3, 1e-2)  # peak learning rates that every method may choose from
+TASK_ROWS: dict[Task, tuple[str, ...]] = {
+    "semantic": ROWS,
+    "particle": ("scratch", "decoder", "full"),  # Tables 3 and 4
+    "interaction": ("scratch", "decoder", "full"),
+}
 DATA = (("train", 10_000, 6), ("select", 200, 7), ("test", 1_000, 103))  # name, events, seed of the generator
 SAVING_SECONDS = 60  # a worker has to save, once its study is gone
 EVALUATIONS = 20  # of a run, on the selection events; a candidate of the grid has a fifth of them
@@ -64,20 +78,29 @@ class StudyConfig:
     """Labelled events, in the order in which the runs are made."""
     paired: tuple[int, ...] = (100, 1_000)
     """Numbers of events for PT_K + FT_K."""
-    rows: tuple[str, ...] = ROWS
-    """Methods."""
+    task: Task = "semantic"
+    rows: tuple[str, ...] = ()
+    """Methods; none named: all of the task."""
+    grid: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    """Peak learning rates that every method may choose from; a single one is not tried but taken."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of weights, order of events and choice of labels; all cells of the first come before those of the next."""
     samples: int = 20_000
     """Event samples of every run."""
 
     def __post_init__(self) -> None:
-        if unknown := set(self.rows) - set(ROWS):
-            raise ValueError(f"rows: {', '.join(sorted(unknown))} not known; there are {', '.join(ROWS)}")
+        if unknown := set(self.rows) - set(TASK_ROWS[self.task]):
+            known = ", ".join(TASK_ROWS[self.task])
+            raise ValueError(f"rows: {', '.join(sorted(unknown))} not known for {self.task}; there are {known}")
         if f"{self.size}_pretrain" not in PRETRAIN:
             raise ValueError(f"size is {self.size!r}; expected nano or panda")
-        if not (self.labels and self.seeds and self.rows) or min(*self.labels, self.samples) < 1:
-            raise ValueError("a study needs labels, seeds, rows and samples, each at least 1")
+        if not (self.labels and self.seeds and self.grid) or min(*self.labels, self.samples) < 1:
+            raise ValueError("a study needs labels, seeds, a grid and samples, each at least 1")
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The rows to make."""
+        return self.rows or TASK_ROWS[self.task]
 
 
 @dataclass(frozen=True)
@@ -94,53 +117,6 @@ class Cell:
     def name(self) -> str:
         """Of its folder and its result file."""
         return f"grid-{self.row}-{self.lr:g}" if self.lr is not None else f"{self.row}-{self.labels}-{self.seed}"
-
-
-@dataclass(frozen=True)
-class Score:
-    """Motifs of a test set: the convention is that of ``evaluate`` (docs/metrics.md)."""
-
-    source: str
-    events: int
-    macro_f1: float
-    low: float | None
-    """16th percentile of a bootstrap over events; None for one event."""
-    high: float | None
-    f1: tuple[float | None, ...]
-    """In the order of Motif; None: absent."""
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Macro F1 on the selection events after so many event samples."""
-
-    samples: int
-    macro_f1: float
-    low: float | None
-    high: float | None
-
-
-@dataclass(frozen=True)
-class CellResult:
-    """What a cell's file holds."""
-
-    row: str
-    labels: int
-    seed: int
-    lr: float
-    samples: int
-    minutes: float
-    """Wall-clock, since the run was last started."""
-    curve: tuple[Validation, ...]
-    """The best of it was kept."""
-    tests: tuple[Score, ...]
-    """None for a candidate of the grid and for pre-training."""
-    larpanda: str
-
-    @property
-    def best(self) -> float:
-        """Macro F1 of the weights that were kept, on the selection events."""
-        return max((point.macro_f1 for point in self.curve), default=float("nan"))
 
 
 def make_data(out: Path, workers: int, say: Callable[[str], None]) -> tuple[str, str, str]:
@@ -182,7 +158,8 @@ def run_study(config: StudyConfig, out: Path, workers: int, say: Callable[[str],
         for cell, error in _made(config, left, out, workers):
             if error is None:
                 result = read_result(_result_file(out, cell))
-                scores = "  ".join(f"{Path(s.source).name} {s.macro_f1:.3f}" for s in result.tests)
+                headline = HEADLINE[config.task]
+                scores = "  ".join(f"{Path(s.source).name} {s.score(headline).value:.3f}" for s in result.tests)
                 say(f"{cell.name}: selection {result.best:.3f}  {scores}  {result.minutes:.1f} minutes".rstrip())
             else:
                 failed.append(f"{cell.name}: {error}")
@@ -192,32 +169,18 @@ def run_study(config: StudyConfig, out: Path, workers: int, say: Callable[[str],
 
 def stages(config: StudyConfig) -> Iterator[list[Cell]]:
     """The queue: what is in one stage needs nothing of the same stage."""
-    bases = dict.fromkeys(_base(row) for row in config.rows)
+    bases = dict.fromkeys(_base(row) for row in config.methods)
     middle = sorted(config.labels)[len(config.labels) // 2]
-    yield [Cell(base, middle, config.seeds[0], lr) for base in bases for lr in GRID]
-    paired = [row for row in config.rows if row in PAIRED]
+    if len(config.grid) > 1:
+        yield [Cell(base, middle, config.seeds[0], lr) for base in bases for lr in config.grid]
+    paired = [row for row in config.methods if row in PAIRED]
     for seed in config.seeds:
         if paired:
             yield [Cell(ENCODER, k, seed) for k in config.paired]
-        rows = [row for row in config.rows if row not in PAIRED]
+        rows = [row for row in config.methods if row not in PAIRED]
         yield [Cell(row, k, seed) for k in config.labels for row in rows] + [
             Cell(row, k, seed) for k in config.paired for row in paired
         ]
-
-
-def read_results(out: Path) -> list[CellResult]:
-    """All results of a study but those of its grid and its encoders, in order of row, labels and seed."""
-    results = [read_result(path) for path in sorted((out / "results").glob("*.json")) if path.name[:5] != "grid-"]
-    known = [result for result in results if result.row in ROWS]
-    return sorted(known, key=lambda r: (ROWS.index(r.row), r.labels, r.seed))
-
-
-def read_result(path: Path) -> CellResult:
-    """One result file. Raises ValueError if it is none."""
-    try:
-        return config_from_json(CellResult, json.loads(path.read_text()), str(path))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON ({error}); remove it, and its run is made again") from None
 
 
 def _made(config: StudyConfig, cells: Sequence[Cell], out: Path, workers: int) -> Iterator[tuple[Cell, str | None]]:
@@ -272,13 +235,14 @@ def _finetune(config: StudyConfig, cell: Cell, out: Path) -> str | None:
     started = time.monotonic()
     select = open_events(config.select)
     events = open_events([*config.train, *config.select])
-    settings = recipe(config, cell, _learning_rate(out, cell) if cell.lr is None else cell.lr, len(select))
+    lr = _learning_rate(config, out, cell) if cell.lr is None else cell.lr
+    settings = recipe(config, cell, lr, len(select))
     start = _start(config, cell, out)
     bundle = _logged(
         out,
         cell,
         lambda say: finetune(
-            "semantic",
+            config.task,
             events,
             settings,
             out / "runs" / cell.name,
@@ -290,15 +254,32 @@ def _finetune(config: StudyConfig, cell: Cell, out: Path) -> str | None:
     )
     if bundle is None:
         return "stopped by a signal and saved; the same command goes on"
-    tests: list[Score] = []
+    tests: list[Judged] = []
     if cell.lr is None:
         model = load_bundle(bundle).model
-        for source in config.tests:
-            result = segmentation([motif_table(model, event) for event in open_events(source)])
-            f1 = tuple(None if value != value else float(value) for value in result.f1)
-            tests.append(Score(source, result.events, result.macro_f1, result.macro_f1_low, result.macro_f1_high, f1))
-    _write(out, cell, settings.optim.lr, settings.steps * settings.batch_events, started, settings.batch_events, tests)
+        tests = [judge(config.task, model, source) for source in config.tests]
+    _write(config, cell, out, settings, started, tests)
     return None
+
+
+def judge(task: Task, model: Model, source: str) -> Judged:
+    """A model's numbers on the events of a test set: the headline, and those of each class."""
+    events = open_events(source)
+    if task == "semantic":
+        motifs = segmentation([motif_table(model, event) for event in events])
+        scores = [Score("macro_f1", motifs.macro_f1, motifs.macro_f1_low, motifs.macro_f1_high)]
+        scores += [
+            Score(f"f1_{motif.name.lower()}", *map(float, ends))
+            for motif, *ends in zip(Motif, motifs.f1, motifs.f1_low, motifs.f1_high, strict=True)
+        ]
+        return Judged(source, len(events), tuple(scores))
+    tables = [instance_table(model, task, event, SelectConfig()) for event in events]
+    found = clustering(tables, n_things(task))
+    scores = [Score(name, one.value, one.low, one.high) for name, one in found.means.items()]
+    if task == "particle":
+        by_class = zip(Species, found.class_ari["one_vs_rest"], strict=True)
+        scores += [Score(f"ari_{species.name.lower()}", value, None, None) for species, value in by_class]
+    return Judged(source, len(events), tuple(scores))
 
 
 def _pretrain(config: StudyConfig, cell: Cell, out: Path) -> str | None:
@@ -324,14 +305,14 @@ def _pretrain(config: StudyConfig, cell: Cell, out: Path) -> str | None:
     )
     if bundle is None:
         return "stopped by a signal and saved; the same command goes on"
-    _write(out, cell, settings.optim.lr, steps * settings.batch_events, started, settings.batch_events, [])
+    _write(config, cell, out, settings, started, [])
     return None
 
 
 def recipe(config: StudyConfig, cell: Cell, lr: float, n_select: int) -> FinetuneConfig:
     """The configuration of a fine-tuning cell."""
     base = _base(cell.row)
-    made = FINETUNE[f"{config.size}_{'uresnet' if base == 'uresnet' else 'semantic'}"]()
+    made = FINETUNE[f"{config.size}_{'uresnet' if base == 'uresnet' else config.task}"]()
     samples, n = (config.samples, EVALUATIONS) if cell.lr is None else (config.samples // 4, EVALUATIONS // 5)
     steps = max(1, samples // made.batch_events)
     every = max(1, steps // n)
@@ -362,9 +343,11 @@ def _start(config: StudyConfig, cell: Cell, out: Path) -> str | None:
     return config.encoder
 
 
-def _learning_rate(out: Path, cell: Cell) -> float:
+def _learning_rate(config: StudyConfig, out: Path, cell: Cell) -> float:
     """The candidate of the grid with the best selection score; of equals the smaller."""
-    paths = [_result_file(out, Cell(_base(cell.row), 0, 0, lr)) for lr in GRID]
+    if len(config.grid) == 1:
+        return config.grid[0]
+    paths = [_result_file(out, Cell(_base(cell.row), 0, 0, lr)) for lr in config.grid]
     found = [read_result(path) for path in paths if path.exists()]
     if not found:
         raise ValueError(f"{cell.name}: no result of the learning rates of {_base(cell.row)}; they come first")
@@ -383,30 +366,39 @@ def _logged(out: Path, cell: Cell, run: Callable[[Callable[[str], None]], Path |
 
 
 def _write(
-    out: Path, cell: Cell, lr: float, samples: int, started: float, batch_events: int, tests: Sequence[Score]
+    config: StudyConfig,
+    cell: Cell,
+    out: Path,
+    settings: FinetuneConfig | PretrainConfig,
+    started: float,
+    tests: Sequence[Judged],
 ) -> None:
     """The result, when all is done; then the checkpoints, which are large, are not needed any more."""
     run = out / "runs" / cell.name
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    prefix = "validation_macro_f1"
+    # the probe of pre-training is one of motifs, whatever is studied
+    prefix = f"validation_{'macro_f1' if cell.row == ENCODER else HEADLINE[config.task]}"
     curve = tuple(
-        Validation(line["step"] * batch_events, line[prefix], line.get(f"{prefix}_low"), line.get(f"{prefix}_high"))
+        Validation(
+            line["step"] * settings.batch_events, line[prefix], line.get(f"{prefix}_low"), line.get(f"{prefix}_high")
+        )
         for line in lines
         if prefix in line
     )
-    minutes = round((time.monotonic() - started) / 60, 1)
-    result = CellResult(cell.row, cell.labels, cell.seed, lr, samples, minutes, curve, tuple(tests), __version__)
-    publish_text(_result_file(out, cell), json.dumps(_plain(asdict(result)), indent=1) + "\n")
+    result = CellResult(
+        task=config.task,
+        row=cell.row,
+        labels=cell.labels,
+        seed=cell.seed,
+        lr=settings.optim.lr,
+        samples=settings.steps * settings.batch_events,
+        minutes=round((time.monotonic() - started) / 60, 1),
+        curve=curve,
+        tests=tuple(tests),
+        larpanda=__version__,
+    )
+    write_result(_result_file(out, cell), result)
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
-
-
-def _plain(value: Any) -> Any:
-    """NaN is no JSON."""
-    if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    return None if isinstance(value, float) and value != value else value
 
 
 def _is_made(out: Path, cell: Cell) -> bool:
