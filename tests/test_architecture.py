@@ -17,7 +17,9 @@ HEAVY = {"torch", "numba", "matplotlib", "pyarrow", "scipy", "h5py"}
 # A part is a top-level module or package; it may always import itself, and those named here.
 BASE = frozenset({"config", "event", "sparse", "parallel", "publish"})
 LIBRARY = BASE | {"data", "model", "train", "evaluate", "reconstruct", "analysis", "display"}
-PROGRAMS = frozenset({"efficiency", "options", "report", "results", "runs", "study", "bench", "jobs", "progress"})
+PROGRAMS = frozenset(
+    {"efficiency", "gallery", "options", "report", "results", "runs", "study", "bench", "jobs", "progress"}
+)
 MAY_IMPORT = {
     **dict.fromkeys(BASE, frozenset()),
     **dict.fromkeys(("data", "model"), BASE),

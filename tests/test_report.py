@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score
 
+from larpanda.cli import main
 from larpanda.event import UNKNOWN, Event, Particle, Reconstruction, Species, Status
 from larpanda.report import conventions, evaluate_events, table, write_report
 
@@ -43,10 +44,10 @@ def test_a_perfect_reconstruction_scores_1(tiny_model, events, tmp_path):
     result = evaluate_events(oracle, events, range(4))
     assert result.semantic.macro_f1 == 1.0
     for name in ("ari", "ari_all", "purity", "efficiency"):
-        assert result.particle.means[name].value == pytest.approx(1.0)
-    assert result.particle.means["fraction_unassigned"].value == 0.0
-    assert result.interaction.means["fraction_unassigned"].value == 1.0  # it found none
-    assert result.interaction.means["pq"].value == 0.0
+        assert result.particle.found.means[name].value == pytest.approx(1.0)
+    assert result.particle.found.means["fraction_unassigned"].value == 0.0
+    assert result.interaction.found.means["fraction_unassigned"].value == 1.0  # it found none
+    assert result.interaction.found.means["pq"].value == 0.0
     write_report(tmp_path, result, oracle, ["clouds"])
     written = json.loads((tmp_path / "metrics.json").read_text())
     assert written["particle"]["ari"] == pytest.approx(1.0)
@@ -58,6 +59,39 @@ def test_a_perfect_reconstruction_scores_1(tiny_model, events, tmp_path):
     assert set(written["particle"]["pq_class"]) == {"photon", "electron", "muon", "pion", "proton"}
     assert set(written["conventions"]) == set(conventions(result)) > {"ari", "f1"}
     assert "particles, 4 events" in table(result)
+    each = json.loads((tmp_path / "per_event.json").read_text())
+    assert each["particle"]["entry"] == [0, 1, 2, 3]
+    assert each["particle"]["ari"] == [1.0] * 4
+    assert each["interaction"]["true_instances"] == [int(e.interaction.max()) + 1 for e in events]
+    # every particle was given 0.2 for each species: said 0.2, and right as often as photons are
+    told = written["particle_calibration"]
+    assert told["n"] == confusion.sum()
+    assert told["said"][2] == pytest.approx(0.2)
+    assert told["right"][2] == pytest.approx(confusion[0].sum() / confusion.sum())
+
+
+def test_figures_are_drawn_again_from_the_numbers_alone(tiny_model, events, tmp_path, capsys):
+    oracle = Oracle(tiny_model)
+    write_report(tmp_path, evaluate_events(oracle, events, range(4)), oracle, ["clouds"])
+    names = {path.stem for path in (tmp_path / "figures").iterdir()}
+    assert names == {
+        *("motifs", "motif_confusion", "n_voxels", "energy_mev"),
+        *("particles", "species", "interactions", "calibration"),
+    }
+    before = {name: (tmp_path / "figures" / f"{name}.svg").read_text() for name in names}
+    page = (tmp_path / "index.html").read_text()
+    assert all(text.strip() in page for text in before.values())
+    for name in names:
+        (tmp_path / "figures" / f"{name}.svg").unlink()
+    assert main(["show", str(tmp_path)]) == 0
+    assert "particle ari  1.000" in capsys.readouterr().out
+    assert before == {name: (tmp_path / "figures" / f"{name}.svg").read_text() for name in names}
+    (tmp_path / "per_event.json").write_text('{"particle": {}}')
+    assert main(["show", str(tmp_path)]) == 2
+    assert "lacks what figure particles shows" in capsys.readouterr().err
+    (tmp_path / "per_event.json").write_text("{")
+    assert main(["show", str(tmp_path)]) == 2
+    assert "per_event.json: not JSON" in capsys.readouterr().err
 
 
 def test_duplicates_count_once_and_voxels_below_threshold_not_at_all(tiny_model, events):
@@ -69,7 +103,7 @@ def test_duplicates_count_once_and_voxels_below_threshold_not_at_all(tiny_model,
     result = evaluate_events(Oracle(tiny_model), [doubled], [0])
     visible = doubled.visible(0.13)[0]
     assert result.semantic.voxels == len(visible) < len(doubled)
-    assert result.particle.means["ari"].value == pytest.approx(1.0)
+    assert result.particle.found.means["ari"].value == pytest.approx(1.0)
     assert adjusted_rand_score(visible.particle, visible.particle) == 1.0
 
 

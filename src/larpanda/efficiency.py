@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from larpanda.display.figures import lines_svg
-from larpanda.evaluate.clustering import Estimate
+from larpanda.evaluate.summary import Estimate
 from larpanda.event import Motif, Species
 from larpanda.publish import publish_text
 from larpanda.results import HEADLINE, ROWS, SUPERVISED, CellResult, Score, Task, Validation, read_results

@@ -2,7 +2,6 @@
 
 import html
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -14,10 +13,11 @@ import torch
 
 from larpanda.data import open_events
 from larpanda.data.rows import open_rows
-from larpanda.display.figures import MOTIF_NAME, bars_svg, confusion_svg, lines_svg
+from larpanda.display.figures import MOTIF_NAME
 from larpanda.display.scene import page
+from larpanda.evaluate.calibration import Calibration, calibration, calibration_as_json
 from larpanda.evaluate.clustering import CONVENTIONS as INSTANCE_CONVENTIONS
-from larpanda.evaluate.clustering import Clustering, Overlap, clustering, clustering_as_json, overlap
+from larpanda.evaluate.clustering import Overlap, matches, overlap
 from larpanda.evaluate.segmentation import (
     CONVENTIONS,
     Part,
@@ -28,15 +28,25 @@ from larpanda.evaluate.segmentation import (
     segmentation,
     segmentation_by,
 )
+from larpanda.evaluate.summary import Clustering, clustering, clustering_as_json, per_event_as_json
 from larpanda.event import MIN_ENERGY_MEV, Event, Motif, Species
+from larpanda.gallery import METRICS, PER_EVENT, describe_evaluation, draw_figures
 from larpanda.model.bundle import find_bundle, read_bundle_config
 from larpanda.parallel import gathered, rank, world
 from larpanda.publish import publish_text
 from larpanda.reconstruct import Reconstructor
 from larpanda.runs import describe_run, is_run
 
-BY = {"n_voxels": "voxels above threshold", "energy_mev": "energy above threshold, MeV"}
 WORST = 6  # events on the page beside the report
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Instances:
+    """Particles or interactions of a model over events."""
+
+    found: Clustering
+    entries: tuple[int, ...]  # of the events that have such truth
+    classes: Calibration | None  # of the probabilities of particles' species
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,8 +59,8 @@ class Evaluation:
     tables: tuple[npt.NDArray[np.int64], ...]  # [5, 5] each: confusion of every event
     events: Sequence[Event]
     left_out: tuple[str, ...]  # a line for each event without truth, or that could not be used
-    particle: Clustering | None  # None: the model has no such head, or the events no such truth
-    interaction: Clustering | None
+    particle: "Instances | None"  # None: the model has no such head, or the events no such truth
+    interaction: "Instances | None"
 
 
 def evaluate_events(model: Reconstructor, events: Sequence[Event], entries: Iterable[int], seed: int = 0) -> Evaluation:
@@ -89,14 +99,28 @@ def evaluate_events(model: Reconstructor, events: Sequence[Event], entries: Iter
         tuple(tables),
         events,
         tuple(left_out),
-        _clustering([one.particle for one in used], len(Species), seed),
-        _clustering([one.interaction for one in used], 1, seed),
+        _particles(used, seed),
+        _interactions(used, seed),
     )
 
 
-def _clustering(tables: Sequence[Overlap | None], n_classes: int, seed: int) -> Clustering | None:
-    known = [table for table in tables if table is not None]
-    return clustering(known, n_classes, seed=seed) if known else None
+def _particles(judged: Sequence["_Judged"], seed: int) -> Instances | None:
+    known = [(one.entry, one.particle, one.species_probability) for one in judged if one.particle is not None]
+    if not known:
+        return None
+    entries, tables, probabilities = zip(*known, strict=True)
+    pairs = [matches(table) for table in tables]
+    said = np.concatenate([p[pair.found] for p, pair in zip(probabilities, pairs, strict=True)])
+    true = np.concatenate([table.true_class[pair.true] for table, pair in zip(tables, pairs, strict=True)])
+    return Instances(clustering(tables, len(Species), seed=seed), entries, calibration(said, true))
+
+
+def _interactions(judged: Sequence["_Judged"], seed: int) -> Instances | None:
+    known = [(one.entry, one.interaction) for one in judged if one.interaction is not None]
+    if not known:
+        return None
+    entries, tables = zip(*known, strict=True)
+    return Instances(clustering(tables, 1, seed=seed), entries, None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,6 +130,7 @@ class _Judged:
     n_voxels: int  # above threshold
     energy_mev: float  # of them
     particle: Overlap | None
+    species_probability: npt.NDArray[np.float64]  # [P, 5] of the predicted particles
     interaction: Overlap | None
 
 
@@ -124,15 +149,17 @@ def _judge(model: Reconstructor, events: Sequence[Event], entry: int) -> _Judged
     row[row_point[row_point >= 0]] = (row_point >= 0).nonzero()[:, 0]
     table = confusion(visible.motif, found.motif[row])
     particle = interaction = None
+    probability = np.zeros((0, len(Species)))
     if found.particles is not None and (visible.particle >= 0).any():
         species = np.array([int(one.species) for one in found.particles] + [0])
         truth, mine = visible.particle.numpy(), found.particle[row].numpy()
         kind = np.maximum(visible.species.numpy(), 0)
         particle = overlap(truth, mine, kind, species[mine], visible.energy.numpy())
+        probability = np.array([one.species_probability for one in found.particles]).reshape(-1, len(Species))
     if found.interactions is not None and (visible.interaction >= 0).any():
         truth, mine = visible.interaction.numpy(), found.interaction[row].numpy()
         interaction = overlap(truth, mine, energy=visible.energy.numpy())
-    return _Judged(entry, table, len(visible), energy, particle, interaction)
+    return _Judged(entry, table, len(visible), energy, particle, probability, interaction)
 
 
 def table(result: Evaluation) -> str:
@@ -151,9 +178,9 @@ def table(result: Evaluation) -> str:
         )
     for name, found in (("particles", result.particle), ("interactions", result.interaction)):
         if found is not None:
-            lines.append(f"{name}, {found.events} events")
+            lines.append(f"{name}, {found.found.events} events")
             for key in ("ari", "pq", "purity", "efficiency", "fraction_unassigned"):
-                one = found.means[key]
+                one = found.found.means[key]
                 lines.append(f"  {key:<20}{one.value:.3f}  [{one.low:.3f}, {one.high:.3f}]")
     return "\n".join(lines)
 
@@ -167,67 +194,72 @@ def summary(result: Evaluation, model: Reconstructor) -> str:
 
 
 def write_report(out: Path, result: Evaluation, model: Reconstructor, sources: Sequence[str]) -> None:
-    """Write metrics.json, index.html with the figures, and events.html with the events of lowest accuracy."""
+    """Write metrics.json, per_event.json, figures/, index.html, and events.html with the events of lowest accuracy."""
     scores = result.semantic
+    names = [Path(source).name if not source.startswith("generate:") else source for source in sources]
     metrics = {
         "events": scores.events,
         "left_out": len(result.left_out),
         "semantic": as_json(scores),
         "semantic_by": {name: parts_as_json(parts) for name, parts in result.by.items()},
-        **{name: clustering_as_json(one, names) for name, one, names in _instances(result) if one is not None},
+        **{name: clustering_as_json(one.found, classes) for name, one, classes in _instances(result)},
         "conventions": conventions(result),
-        "data": [Path(source).name if not source.startswith("generate:") else source for source in sources],
+        "data": names,
         "model": model.name,
         "weights_sha256": model.weights_sha256,
         "min_energy_mev": model.model.config.min_energy_mev,
     }
-    names = [MOTIF_NAME[motif] for motif in Motif]
+    if result.particle is not None and result.particle.classes is not None:
+        metrics["particle_calibration"] = calibration_as_json(result.particle.classes)
     accuracy = [np.trace(t) / max(t.sum(), 1) for t in result.tables]
+    each = {
+        "semantic": {"entry": list(result.entries), "accuracy": [round(float(share), 4) for share in accuracy]},
+        **{
+            name: {"entry": list(one.entries), **per_event_as_json(one.found.each, classes)}
+            for name, one, classes in _instances(result)
+        },
+    }
     worst = np.argsort(accuracy, kind="stable")[:WORST].tolist()
     pairs = [(event, model.reconstruct(event)) for event in (result.events[result.entries[i]] for i in worst)]
     publish_text(
         out / "events.html", page(pairs, f"The {len(worst)} events of lowest accuracy", summary(result, model))
     )
-    figures = bars_svg(scores.f1.tolist(), scores.f1_low.tolist(), scores.f1_high.tolist(), names)
     links = ", ".join(
         f'<a href="events.html#event={place}">{result.entries[i]}</a> ({accuracy[i]:.0%})'
         for place, i in enumerate(worst)
     )
+    publish_text(out / PER_EVENT, json.dumps(each) + "\n")
+    publish_text(out / METRICS, json.dumps(metrics, indent=2) + "\n")
     body = _REPORT.format(
-        title=html.escape(f"{model.name} on {', '.join(map(str, metrics['data']))}"),  # type: ignore[call-overload]
+        title=html.escape(f"{model.name} on {', '.join(names)}"),
         table=html.escape(table(result)),
-        bars=figures,
-        confusion=confusion_svg(scores.confusion, names),
+        figures="\n".join(
+            f"<figure>{figure.svg}<figcaption>{html.escape(figure.caption)}</figcaption></figure>"
+            for figure in draw_figures(out)
+        ),
         conventions="".join(
             f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in conventions(result).items()
         ),
-        by="".join(f"<figure>{_by_svg(parts, BY[name])}</figure>" for name, parts in result.by.items()),
         worst=links,
     )
     publish_text(out / "index.html", body)
-    publish_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
 
 
-def _instances(result: Evaluation) -> list[tuple[str, Clustering | None, list[str]]]:
+def _instances(result: Evaluation) -> list[tuple[str, Instances, list[str]]]:
     species = [one.name.lower() for one in Species]
-    return [("particle", result.particle, species), ("interaction", result.interaction, ["interaction"])]
+    both = (("particle", result.particle, species), ("interaction", result.interaction, ["interaction"]))
+    return [(name, one, classes) for name, one, classes in both if one is not None]
 
 
 def conventions(result: Evaluation) -> dict[str, str]:
     """What each number of an evaluation is."""
-    instances = any(one is not None for _, one, _ in _instances(result))
-    return {**(INSTANCE_CONVENTIONS if instances else {}), **CONVENTIONS}
-
-
-def _by_svg(parts: Sequence[Part], what: str) -> str:
-    places = [math.sqrt(max(part.low, 1e-3) * max(part.high, 1e-3)) for part in parts]
-    results = [part.result for part in parts]
-    ends = ([r.macro_f1_low for r in results], [r.macro_f1_high for r in results])
-    return lines_svg([("macro F1", places, [r.macro_f1 for r in results], *ends)], what, "macro F1")
+    return {**(INSTANCE_CONVENTIONS if _instances(result) else {}), **CONVENTIONS}
 
 
 def describe(what: str) -> str:
-    """What a bundle, a run folder or a file of events or tables holds; builds no model. Draws the curves of a run.
+    """What a bundle, a folder of a run or an evaluation, or a file of events or tables holds; builds no model.
+
+    Draws the curves of a run, and the figures of an evaluation.
 
     Raises:
         ValueError, FileNotFoundError: it is none of these.
@@ -235,6 +267,8 @@ def describe(what: str) -> str:
     path = Path(what)
     if is_run(path):
         return describe_run(path)
+    if (path / METRICS).is_file():
+        return describe_evaluation(path)
     if path.suffix == ".parquet" and path.is_file() and (text := _describe_table(path)):
         return text
     if path.is_file():
@@ -300,14 +334,11 @@ dt {{ font-weight: 600; }} dd {{ margin: 0 0 .4rem 1.5rem; }}
 </style>
 <h1>{title}</h1>
 <pre>{table}</pre>
-<figure>{bars}<figcaption>F1 of each motif, with 68 % intervals from a bootstrap over events</figcaption></figure>
-<figure>{confusion}</figure>
-<h2>Against size and energy</h2>
-<p>Events in order, cut into parts of equal number; each point stands in the middle of its part.</p>
-{by}
+{figures}
 <h2>Worst events</h2>
 <p>Those of lowest accuracy, truth beside prediction: event {worst}. Numbers for programs:
-<a href="metrics.json">metrics.json</a>.</p>
+<a href="metrics.json">metrics.json</a>, of every event <a href="per_event.json">per_event.json</a>; figures are in
+figures/.</p>
 <h2>Conventions</h2>
 <dl>{conventions}</dl>
 </html>

@@ -25,8 +25,8 @@ from larpanda.data import open_events
 from larpanda.data.farm import generate_file
 from larpanda.data.generate import generate
 from larpanda.data.stream import drawn
-from larpanda.evaluate.clustering import clustering
 from larpanda.evaluate.segmentation import segmentation
+from larpanda.evaluate.summary import clustering
 from larpanda.event import Motif, Species
 from larpanda.model.bundle import Model, load_bundle
 from larpanda.model.panoptic import SelectConfig

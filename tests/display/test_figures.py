@@ -4,8 +4,19 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
-from larpanda.display.figures import INSTANCE_COLORS, MOTIF_COLOR, MOTIF_NAME, bars_svg, confusion_svg, lines_svg
+from larpanda.display import figures
+from larpanda.display.figures import (
+    INSTANCE_COLORS,
+    MOTIF_COLOR,
+    MOTIF_NAME,
+    bars_svg,
+    boxes_svg,
+    confusion_svg,
+    distributions_svg,
+    lines_svg,
+)
 
 NAMES = list(MOTIF_NAME.values())
 NAN = float("nan")
@@ -88,3 +99,27 @@ def test_lines_have_their_names_and_a_fitting_axis():
     assert "second" in many
     assert many == lines_svg(wide, "labels", "macro F1")
     assert lines_svg([], "x", "y").startswith("<svg")
+
+
+def test_distributions_say_their_quartiles():
+    values = [0.0, 0.25, 0.5, 0.75, 1.0, NAN]
+    drawn = distributions_svg([("ARI", [("aggregated", values), ("muon", [])]), ("purity", [("aggregated", [0.5])])])
+    text = words(drawn)
+    assert any("aggregated [0.250, 0.750]" in word for word in text)
+    assert any("muon no event" in word for word in text)
+    assert drawn == distributions_svg(
+        [("ARI", [("aggregated", values), ("muon", [])]), ("purity", [("aggregated", [0.5])])]
+    )
+
+
+def test_boxes_are_of_the_paper_and_mark_the_doubtful_one():
+    number, values = [1, 1, 2, 2, 2, 5], [0.0, 1.0, 0.5, 0.6, NAN, NAN]
+    text = " ".join(words(boxes_svg([("ARI", values)], number, "interactions", doubtful=1)))
+    assert "1*" in text
+    assert "interactions, and how many events" in text
+    assert "5" not in text.split("interactions")[0].split("1*")[1]  # nothing is known of events with five
+    panel = Figure().subplots()
+    figures._box(panel, [np.arange(101.0)], [0.0], vertical=True)
+    ends = {float(y) for line in panel.get_lines() for y in np.atleast_1d(line.get_ydata())}
+    assert {10.0, 25.0, 50.0, 75.0, 90.0} <= ends | {25.0, 75.0}
+    assert len(panel.get_lines()) == 6  # two whiskers, two caps, median, mean: no outliers

@@ -15,7 +15,6 @@ from larpanda.evaluate.clustering import (
     NONE,
     class_confusion,
     class_rand_index,
-    clustering,
     efficiency,
     matches,
     overlap,
@@ -24,6 +23,7 @@ from larpanda.evaluate.clustering import (
     quality,
     rand_index,
 )
+from larpanda.evaluate.summary import clustering
 
 
 def random_case(rng, n=None, classes=5):

@@ -9,12 +9,14 @@ from sklearn.metrics import adjusted_rand_score
 
 import larpanda
 from larpanda.data.views import Augmentation
+from larpanda.evaluate.clustering import overlap, rand_index
 from larpanda.event import Event, PointBatch
 from larpanda.model.backbone import EncoderConfig
 from larpanda.model.bundle import Model, ModelConfig, load_bundle, save_bundle
 from larpanda.model.matching import SetLossConfig
 from larpanda.model.panoptic import PanopticConfig, SelectConfig
 from larpanda.model.semantic import SemanticConfig
+from larpanda.train import instances
 from larpanda.train.finetune import finetune
 from larpanda.train.instances import Panoptic, cell_values, instance_table, numbered
 from larpanda.train.loop import fit
@@ -114,9 +116,27 @@ def test_a_perfect_answer_scores_1_and_the_table_is_that_of_scikit_learn(events,
     assert table.true_class.max() < 5
     truth = np.repeat(table.true, table.voxels)
     found = np.repeat(table.found, table.voxels)
-    from larpanda.evaluate.clustering import rand_index
-
     assert rand_index(table, "all") == pytest.approx(adjusted_rand_score(truth, found), abs=1e-12)
+
+
+def test_calibration_divides_class_logits_by_what_matched_particles_ask_for(events, config, monkeypatch):
+    """Told 0.99 each time and right in three of four cases: after it 0.75 is said."""
+    torch.manual_seed(0)
+    task = Panoptic(Model(config.model), "particle", config.augmentation, config.loss, events[:1])
+    truth, kind = np.arange(40), np.zeros(40, np.int64)
+    said = torch.full((40, 5), 0.0025)
+    said[torch.arange(40), torch.tensor([0, 0, 0, 1] * 10)] = 0.99
+    table = overlap(truth, truth, kind, said.argmax(1).numpy())
+    monkeypatch.setattr(instances, "find_instances", lambda *_: (table, said))
+    pyramid = task.model.encoder(PointBatch.pack([events[0].visible()[0]]))
+    before = task.head(pyramid)[0].class_logits
+    names = task.calibrate()
+    after = task.head(pyramid)[0].class_logits
+    torch.testing.assert_close(after, before / names["class_temperature"])
+    cooled = (said.log() / names["class_temperature"]).softmax(1)
+    assert cooled.max() == pytest.approx(0.75, abs=0.001)
+    assert names["class_ece_before"] == pytest.approx(0.24, abs=1e-4)
+    assert names["class_ece"] < 0.002
 
 
 @pytest.mark.parametrize("mode", ["decoder", "full"])

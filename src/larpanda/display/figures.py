@@ -10,7 +10,9 @@ import numpy.typing as npt
 from larpanda.event import Motif
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
 MOTIF_NAME = {
     Motif.SHOWER: "shower",
@@ -158,6 +160,99 @@ def lines_svg(
     if len(lines) > 1:
         panel.legend(fontsize=8, frameon=False)
     return svg_text(figure)
+
+
+def distributions_svg(panels: Sequence[tuple[str, Sequence[tuple[str, npt.ArrayLike]]]]) -> str:
+    """Figure 7 of the paper: histograms of events' values between 0 and 1, each with a box plot above it.
+
+    Args:
+        panels: a column each: what the values are, and its rows: name, values of events (NaN: left out).
+
+    Returns:
+        One ``<svg>`` element. Of a box plot: red diamond the mean, line the median, box the quartiles, whiskers the
+        10th and 90th percentile; counts are on a logarithmic axis.
+    """
+    from matplotlib.figure import Figure
+
+    n_rows = max(len(rows) for _, rows in panels)
+    figure = Figure(figsize=(3.1 * len(panels), 1.5 * n_rows), layout="constrained")
+    grid = figure.add_gridspec(2 * n_rows, len(panels), height_ratios=[1, 2.6] * n_rows)
+    for column, (title, rows) in enumerate(panels):
+        for row, (name, values) in enumerate(rows):
+            known = _known(values)
+            above = figure.add_subplot(grid[2 * row, column])
+            panel = figure.add_subplot(grid[2 * row + 1, column])
+            _box(above, [known], [0.0], vertical=False)
+            above.set_xlim(0, 1.02)
+            above.axis("off")
+            quartiles = "[{:.3f}, {:.3f}]".format(*np.quantile(known, (0.25, 0.75))) if len(known) else "no event"
+            above.set_title(f"{title if row == 0 else ''}\n{name} {quartiles}".lstrip(), fontsize=8, loc="left")
+            panel.hist(known, bins=np.linspace(0, 1, 51).tolist(), color=INSTANCE_COLORS[column], log=bool(len(known)))
+            panel.set_xlim(0, 1.02)
+            panel.tick_params(labelsize=7)
+            panel.spines[["top", "right"]].set_visible(False)
+    return svg_text(figure)
+
+
+def boxes_svg(panels: Sequence[tuple[str, npt.ArrayLike]], number: npt.ArrayLike, x: str, doubtful: int) -> str:
+    """Figure 9 of the paper: box plots of events' values for each number of something, conventions as in Figure 7.
+
+    Args:
+        panels: what the values are, and the values [E], NaN: left out.
+        number: [E] whole numbers, of which each gets a box.
+        x: what they count.
+        doubtful: the number whose boxes are drawn pale and marked.
+
+    Returns:
+        One ``<svg>`` element.
+    """
+    from matplotlib.figure import Figure
+
+    groups = np.asarray(number)
+    figure = Figure(figsize=(9.2, 1.9 * len(panels)), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(len(panels), 1, sharex=True))
+    for panel, (title, values) in zip(axes, panels, strict=True):
+        column = np.asarray(values, np.float64)
+        parts = {int(n): _known(column[groups == n]) for n in np.unique(groups)}
+        parts = {n: part for n, part in parts.items() if len(part)}
+        boxes = _box(panel, list(parts.values()), [float(n) for n in parts], vertical=True)
+        for n, box in zip(parts, boxes, strict=True):
+            box.set_alpha(0.35 if n == doubtful else 1.0)
+        panel.set_ylabel(title)
+        panel.set_ylim(-0.02, 1.04)
+        panel.set_xticks(list(parts), [f"{n}{'*' if n == doubtful else ''}\n{len(part)}" for n, part in parts.items()])
+        panel.tick_params(labelsize=8)
+        panel.grid(axis="y", color="#E4E4E4", linewidth=0.6)
+        panel.spines[["top", "right"]].set_visible(False)
+    axes[-1].set_xlabel(f"{x}, and how many events")
+    return svg_text(figure)
+
+
+def _known(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    column = np.asarray(values, np.float64)
+    known: npt.NDArray[np.float64] = column[~np.isnan(column)]
+    return known
+
+
+def _box(panel: "Axes", parts: list[npt.NDArray[np.float64]], at: list[float], vertical: bool) -> "Sequence[Patch]":
+    """Box plots as the paper draws them; none of nothing."""
+    if not any(len(part) for part in parts):
+        return []
+    drawn = panel.boxplot(
+        [part.tolist() for part in parts],
+        positions=at,
+        widths=0.6,
+        orientation="vertical" if vertical else "horizontal",
+        whis=(10, 90),
+        showmeans=True,
+        showfliers=False,
+        patch_artist=True,
+        boxprops={"facecolor": "#C9DCEB", "linewidth": 0.8},
+        meanprops={"marker": "D", "markerfacecolor": "red", "markeredgecolor": "red", "markersize": 3.5},
+        medianprops={"color": "black", "linewidth": 1.2},
+    )
+    boxes: Sequence[Patch] = drawn["boxes"]
+    return boxes
 
 
 def svg_text(figure: "Figure") -> str:

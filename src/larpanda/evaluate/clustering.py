@@ -1,11 +1,11 @@
-"""How well particles or interactions are found: one table of shared voxels an event, and every number made of it.
+"""How well particles or interactions of an event are found: one table of shared voxels, and every number made of it.
 
 Knows labels only. An instance has the class that most of its voxels have, whatever number it goes by: the released
 evaluator reads the class of instance i from voxel i. Pair counts are exact integers at any number of voxels.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,6 +46,8 @@ CONVENTIONS: Mapping[str, str] = {
     "classes; events in which the class occurs; mean over events",
     "ari_class_mask": "voxels whose truth is of the class, events with two such instances or more; mean over events",
     "ari_class_pooled": "voxels whose truth is of the class, the instances of all events in one clustering",
+    "calibration": "of matched instances: probabilities of the classes against how often the most probable is right; "
+    "ece: the mean distance of the two in ten bins",
     "empty": "an event without a voxel in the domain, or without an instance to average over, is left out of that mean",
     "interval": "_low and _high: 16th and 84th percentile of a bootstrap over events; null for fewer than 2 of them",
 }
@@ -173,23 +175,34 @@ def _squares(label: Ints, voxels: Ints) -> int:
 
 def purity(table: Overlap, energy: bool = False) -> float:
     """Mean over predicted instances of the largest share of one true instance; NaN without a predicted one."""
-    return _largest_share(table, "found", energy)
+    return mean(largest_shares(table, "found", energy))
 
 
 def efficiency(table: Overlap, energy: bool = False) -> float:
     """Mean over true instances of their largest share in one predicted instance; NaN without a true one."""
-    return _largest_share(table, "true", energy)
+    return mean(largest_shares(table, "true", energy))
 
 
-def _largest_share(table: Overlap, side: Literal["true", "found"], energy: bool) -> float:
+def mean(values: Numbers) -> float:
+    """The mean; NaN of nothing."""
+    return float(values.mean()) if len(values) else math.nan
+
+
+def largest_shares(table: Overlap, side: Literal["true", "found"], energy: bool = False) -> Numbers:
+    """Of each instance of a side the largest share that one of the other side has of it."""
     size = table.sizes(side, energy)
-    if not len(size):
-        return math.nan
     both = (table.true != NONE) & (table.found != NONE)
     label = (table.true if side == "true" else table.found)[both]
     largest = np.zeros(len(size))
     np.maximum.at(largest, label, (table.energy if energy else table.voxels)[both])
-    return float((largest / np.where(size > 0, size, 1.0)).mean())
+    shares: Numbers = largest / np.where(size > 0, size, 1.0)
+    return shares
+
+
+def unassigned(table: Overlap) -> tuple[int, int]:
+    """Voxels of true instances that are in no predicted one, and all of them."""
+    thing = table.true != NONE
+    return int(table.voxels[thing & (table.found == NONE)].sum()), int(table.voxels[thing].sum())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -286,19 +299,26 @@ def class_rand_index(tables: Sequence[Overlap], number: int, mode: Literal["one_
     """
     if mode == "pooled":
         return _pooled_rand_index(tables, number)
-    values = []
-    for table in tables:
-        of_class = table.true_class == number
-        if mode == "one_vs_rest":
-            if not of_class.any():
-                continue
-            true = np.where(_is(table.true, of_class), table.true, NONE)
-            found = np.where(_is(table.found, table.found_class == number), table.found, NONE)
-            values.append(_rand_index(true, found, table.voxels))
-        elif of_class.sum() >= 2:
-            inside = _is(table.true, of_class)
-            values.append(_rand_index(table.true[inside], table.found[inside], table.voxels[inside]))
-    return float(np.mean(values)) if values else math.nan
+    if mode == "one_vs_rest":
+        values = np.array([one_vs_rest(table, number) for table in tables])
+        return mean(values[~np.isnan(values)])
+    several = [table for table in tables if (table.true_class == number).sum() >= 2]
+    return mean(np.array([_within_class(table, number) for table in several]))
+
+
+def one_vs_rest(table: Overlap, number: int) -> float:
+    """Adjusted Rand index of an event with all but the instances of a class as one cluster; NaN if it has none."""
+    of_class = table.true_class == number
+    if not of_class.any():
+        return math.nan
+    true = np.where(_is(table.true, of_class), table.true, NONE)
+    found = np.where(_is(table.found, table.found_class == number), table.found, NONE)
+    return _rand_index(true, found, table.voxels)
+
+
+def _within_class(table: Overlap, number: int) -> float:
+    inside = _is(table.true, table.true_class == number)
+    return _rand_index(table.true[inside], table.found[inside], table.voxels[inside])
 
 
 def _pooled_rand_index(tables: Sequence[Overlap], number: int) -> float:
@@ -319,132 +339,3 @@ def _pooled_rand_index(tables: Sequence[Overlap], number: int) -> float:
 def _is(label: Ints, flag: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """[K] whether each label is of an instance that has a flag; NONE has none."""
     return np.append(flag, False)[label]
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A number with its 68 % interval over events; NaN where there is none."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Clustering:
-    """Instance metrics of a set of events. What each is: CONVENTIONS."""
-
-    events: int
-    means: Mapping[str, Estimate]  # ari, ari_all, ..., purity, efficiency, ..., pq, sq, rq, pq_micro, pq_stuff
-    left_out: Mapping[str, int]  # events that a mean over events leaves out
-    parts: Numbers  # [C, 4]: sum of IoU, TP, FP, FN of each class
-    confusion: Ints  # [C, C] of matched instances, row truth
-    missed: Ints  # [C] true instances without a match
-    false: Ints  # [C] predicted instances without a match
-    class_ari: Mapping[str, tuple[float, ...]]  # mode -> of each class
-
-
-_PER_EVENT: Mapping[str, Callable[[Overlap], float]] = {
-    "ari": rand_index,
-    "ari_all": lambda table: rand_index(table, "all"),
-    "ari_predicted_thing": lambda table: rand_index(table, "predicted_thing"),
-    "ari_both": lambda table: rand_index(table, "both"),
-    "purity": purity,
-    "efficiency": efficiency,
-    "purity_energy": lambda table: purity(table, energy=True),
-    "efficiency_energy": lambda table: efficiency(table, energy=True),
-}
-
-
-def clustering(
-    tables: Sequence[Overlap], n_classes: int, *, min_voxels: int = 1, seed: int = 0, resamples: int = 1000
-) -> Clustering:
-    """Instance metrics of events, with intervals from resampling them.
-
-    Args:
-        tables: of ``overlap``, one an event, in any order.
-        n_classes: C.
-        min_voxels: as in ``quality``.
-        seed: of the bootstrap.
-        resamples: of it.
-    """
-    values = np.array([[metric(table) for metric in _PER_EVENT.values()] for table in tables]).reshape(
-        len(tables), len(_PER_EVENT)
-    )
-    parts = np.array([quality(table, n_classes, min_voxels) for table in tables]).reshape(-1, n_classes, 4)
-    stuff = np.array([quality(table, n_classes, min_voxels, stuff=True) for table in tables]).reshape(
-        -1, n_classes + 1, 4
-    )
-    lost = np.array([_unassigned(table) for table in tables], np.float64).reshape(-1, 2)
-
-    def numbers(rows: Ints) -> list[float]:
-        known = ~np.isnan(values[rows])
-        sums, counts = np.where(known, values[rows], 0.0).sum(0), known.sum(0)
-        means = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
-        of_class = parts[rows].sum(0)
-        share = lost[rows].sum(0)
-        unassigned = share[0] / share[1] if share[1] else math.nan
-        micro, with_stuff = panoptic_quality(of_class, micro=True)[0], panoptic_quality(stuff[rows].sum(0))[0]
-        return [*means.tolist(), unassigned, *panoptic_quality(of_class), micro, with_stuff]
-
-    names = (*_PER_EVENT, "fraction_unassigned", "pq", "sq", "rq", "pq_micro", "pq_stuff")
-    columns = np.column_stack([values, parts.reshape(len(tables), 4 * n_classes), lost])
-    everything: Ints = np.lexsort(columns.T)  # so that the draws do not depend on the order of the events
-    central = numbers(everything)
-    low = high = [math.nan] * len(names)
-    if len(tables) > 1:
-        rng = np.random.default_rng(seed)
-        drawn = np.array([numbers(everything[rng.integers(len(tables), size=len(tables))]) for _ in range(resamples)])
-        low, high = (_quantile(drawn, share) for share in (0.16, 0.84))
-    confusions = [class_confusion(table, n_classes) for table in tables]
-    zero = np.zeros(n_classes, np.int64)
-    modes: tuple[Literal["one_vs_rest", "mask", "pooled"], ...] = ("one_vs_rest", "mask", "pooled")
-    return Clustering(
-        events=len(tables),
-        means={name: Estimate(*three) for name, *three in zip(names, central, low, high, strict=True)},
-        left_out={name: int(np.isnan(values[:, i]).sum()) for i, name in enumerate(_PER_EVENT)},
-        parts=parts.sum(0),
-        confusion=sum((one[0] for one in confusions), np.zeros((n_classes, n_classes), np.int64)),
-        missed=sum((one[1] for one in confusions), zero),
-        false=sum((one[2] for one in confusions), zero),
-        class_ari={mode: tuple(class_rand_index(tables, c, mode) for c in range(n_classes)) for mode in modes},
-    )
-
-
-def clustering_as_json(result: Clustering, names: Sequence[str]) -> dict[str, object]:
-    """The ``particle`` or ``interaction`` part of metrics.json; names: of the classes. What does not exist is null."""
-
-    def known(value: float) -> float | None:
-        return None if math.isnan(value) else value
-
-    def by_class(values: Sequence[float]) -> dict[str, float | None]:
-        return {name: known(float(value)) for name, value in zip(names, values, strict=True)}
-
-    numbers: dict[str, object] = {"events": result.events}
-    for name, one in result.means.items():
-        numbers |= {name: known(one.value), f"{name}_low": known(one.low), f"{name}_high": known(one.high)}
-    diagonal, columns = np.diag(result.confusion), result.confusion.sum(0)
-    precision = [hit / n if n else math.nan for hit, n in zip(diagonal.tolist(), columns.tolist(), strict=True)]
-    told = [value for value in precision if not math.isnan(value)]
-    return {
-        **numbers,
-        "left_out": dict(result.left_out),
-        "pq_class": by_class([panoptic_quality(row[None])[0] for row in result.parts]),
-        **{f"ari_class_{mode}": by_class(values) for mode, values in result.class_ari.items()},
-        "class_confusion": result.confusion.tolist(),
-        "class_precision": known(float(np.mean(told)) if told else math.nan),
-        "class_precision_each": by_class(precision),
-        "unmatched_true": by_class(result.missed.tolist()),
-        "unmatched_predicted": by_class(result.false.tolist()),
-    }
-
-
-def _unassigned(table: Overlap) -> tuple[int, int]:
-    """Voxels of true instances that are in no predicted one, and all of them."""
-    thing = table.true != NONE
-    return int(table.voxels[thing & (table.found == NONE)].sum()), int(table.voxels[thing].sum())
-
-
-def _quantile(drawn: Numbers, share: float) -> list[float]:
-    columns = (column[~np.isnan(column)] for column in drawn.T)
-    return [float(np.quantile(column, share)) if len(column) else math.nan for column in columns]

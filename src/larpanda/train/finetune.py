@@ -99,8 +99,9 @@ def finetune(
     }
 
     def end(task: Semantic | LinearSemantic | Panoptic, bundle: Path) -> None:
-        scores = task.evaluate()
-        provenance = {**record, "validation": dict(scores)}
+        calibrated = task.calibrate() if isinstance(task, Panoptic) and task.what == "particle" else {}
+        scores = {**task.evaluate(), **calibrated}
+        provenance = {**record, "validation": scores}
         save_bundle(bundle, model, provenance, _card(record, scores), half=True)
 
     how: dict[str, Any] = {"device": device, "say": say, "live": live}

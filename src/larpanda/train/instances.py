@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from larpanda.data.views import Augmentation
-from larpanda.evaluate.clustering import Overlap, clustering, overlap
+from larpanda.evaluate.calibration import calibration, fit_temperature
+from larpanda.evaluate.clustering import Overlap, matches, overlap
+from larpanda.evaluate.summary import clustering
 from larpanda.event import UNKNOWN, Event, PointBatch, Species
 from larpanda.model.backbone import Pyramid
 from larpanda.model.bundle import Model
@@ -100,6 +102,25 @@ class Panoptic:
         ends = {"ari_low": means["ari"].low, "ari_high": means["ari"].high}
         return {"ari": means["ari"].value, **ends, **{name: means[name].value for name in names[1:]}}
 
+    @torch.no_grad()
+    def calibrate(self) -> Mapping[str, float]:
+        """Divide class logits by the temperature that the matched particles of the validation events ask for.
+
+        It goes into the weights of the last layer. The order of a query's classes stays.
+
+        Returns:
+            The temperature, and the expected calibration error on these events before and after.
+        """
+        found = [find_instances(self.model, self.what, event, SelectConfig()) for event in self.validation]
+        parts = [matched_classes(*one) for one in found]
+        logits = torch.cat([part[0] for part in parts]).clamp(min=torch.finfo(torch.float32).tiny).log()
+        label = torch.cat([part[1] for part in parts]).numpy()
+        temperature = fit_temperature(logits.numpy(), label)
+        for weights in self.head.class_out.parameters():
+            weights.div_(temperature)
+        before, after = (calibration((logits / t).softmax(1).numpy(), label).error for t in (1.0, temperature))
+        return {"class_temperature": temperature, "class_ece_before": before, "class_ece": after}
+
 
 def cell_values(pyramid: Pyramid, of_point: Tensor) -> Tensor:
     """Values of points [N] -> of the finest cells [M]: where several points share a cell, of one of them."""
@@ -122,17 +143,31 @@ def numbered(instance: Tensor, kind: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def instance_table(model: Model, what: What, event: Event, config: SelectConfig) -> Overlap:
-    """How true and predicted instances of an event share the voxels above the model's threshold."""
+def find_instances(model: Model, what: What, event: Event, config: SelectConfig) -> tuple[Overlap, Tensor]:
+    """How true and predicted instances of an event share the voxels above the model's threshold.
+
+    Returns:
+        The table, and [P, C] the probabilities of the classes of its predicted instances.
+    """
     visible = event.visible(model.config.min_energy_mev)[0]
     truth = getattr(visible, what).numpy()
     kind = np.maximum(visible.species.numpy(), 0) if what == "particle" else np.zeros(len(visible), np.int64)
     if not len(visible):
-        return overlap(truth, truth)
+        return overlap(truth, truth), torch.zeros(0, n_things(what))
     device = next(model.parameters()).device
-    head = head_of(model, what)
-    (found,) = head(model.encoder(PointBatch.pack([visible]).to(device)))
+    (found,) = head_of(model, what)(model.encoder(PointBatch.pack([visible]).to(device)))
     chosen = select(found, n_things(what), config)
     owner = chosen.owner.cpu().numpy()
     kinds = np.append(chosen.kind.cpu().numpy(), 0)
-    return overlap(truth, owner, kind, kinds[owner], visible.energy.numpy())
+    return overlap(truth, owner, kind, kinds[owner], visible.energy.numpy()), chosen.class_probability.cpu()
+
+
+def instance_table(model: Model, what: What, event: Event, config: SelectConfig) -> Overlap:
+    """The table of ``find_instances``."""
+    return find_instances(model, what, event, config)[0]
+
+
+def matched_classes(table: Overlap, probability: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the M matched instances of an event the class probabilities [M, C], and the true classes [M]."""
+    pairs = matches(table)
+    return probability[torch.from_numpy(pairs.found)], torch.from_numpy(table.true_class[pairs.true])
