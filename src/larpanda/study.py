@@ -138,7 +138,7 @@ def make_data(out: Path, workers: int, say: Callable[[str], None]) -> tuple[str,
 
 
 def run_study(config: StudyConfig, out: Path, workers: int, say: Callable[[str], None]) -> list[str]:
-    """Make every run whose result is not there yet, stage by stage: grid, then for each seed encoders and cells.
+    """Make every run whose result is not there yet, stage by stage: grid, then for each seed cells, encoders, their cells.
 
     Args:
         config: which runs.
@@ -175,12 +175,11 @@ def stages(config: StudyConfig) -> Iterator[list[Cell]]:
         yield [Cell(base, middle, config.seeds[0], lr) for base in bases for lr in config.grid]
     paired = [row for row in config.methods if row in PAIRED]
     for seed in config.seeds:
-        if paired:
-            yield [Cell(ENCODER, k, seed) for k in config.paired]
         rows = [row for row in config.methods if row not in PAIRED]
-        yield [Cell(row, k, seed) for k in config.labels for row in rows] + [
-            Cell(row, k, seed) for k in config.paired for row in paired
-        ]
+        yield [Cell(row, k, seed) for k in config.labels for row in rows]
+        if paired:  # last, since their encoders take longest
+            yield [Cell(ENCODER, k, seed) for k in config.paired]
+            yield [Cell(row, k, seed) for k in config.paired for row in paired]
 
 
 def _made(config: StudyConfig, cells: Sequence[Cell], out: Path, workers: int) -> Iterator[tuple[Cell, str | None]]:
