@@ -193,3 +193,25 @@ def test_benchmarks_find_what_they_import(path):
     compile(source, path, "exec")
     if path.stem not in FOREIGN:
         __import__(path.stem)
+
+
+def test_clusters_of_voxels_and_what_they_are_judged_by():
+    import instances
+
+    line = np.array([[x, 0, 0] for x in range(10)] + [[x, 0, 0] for x in range(20, 25)] + [[50, 0, 0]], np.float32)
+    motif = np.array([1] * 5 + [0] * 10 + [4])
+    truth = np.array([0] * 10 + [1] * 5 + [-1])
+    species = np.array([2] * 10 + [0] * 6)
+    seen = instances.Seen(line, motif, np.ones(16, np.float32), {"particle": truth}, species, motif)
+    apart = instances.clusters(seen, instances.TOUCHING, 1, True)
+    assert apart.tolist() == [2] * 5 + [0] * 5 + [1] * 5 + [-1]
+    together = instances.clusters(seen, instances.TOUCHING, 1, False)
+    assert together.tolist() == truth.tolist()
+    assert instances.clusters(seen, 11.5, 1, False).max() == 0
+    assert instances.clusters(seen, instances.TOUCHING, 5, False).max() == -1  # nothing has four neighbours
+    kinds = instances.species_of_motifs([seen])
+    assert kinds[0] == 0
+    table = instances.judge(seen, "particle", together, kinds)
+    assert instances.numbers([table], 5)["ari"][0] == 1.0
+    assert instances.numbers([table], 5)["pq_any_class"][0] == 1.0
+    assert instances.tuned([seen], "particle")[2] is False

@@ -138,7 +138,7 @@ def make_data(out: Path, workers: int, say: Callable[[str], None]) -> tuple[str,
 
 
 def run_study(config: StudyConfig, out: Path, workers: int, say: Callable[[str], None]) -> list[str]:
-    """Make every run whose result is not there yet, stage by stage: grid, then for each seed cells, encoders, their cells.
+    """Make every run whose result is not there yet, stage by stage: the grid, then seed by seed.
 
     Args:
         config: which runs.
