@@ -74,12 +74,12 @@ def test_import(tmp_path, capsys):
         assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.parametrize("what", ["forward", "backward", "parts"])
+@pytest.mark.parametrize("what", ["forward", "backward", "parts", "heads"])
 def test_bench(what, capsys):
     arguments = ("--size", "nano", "--voxels", "300,900", "--batch", "1,2", "--repeats", "2", "--threads", "1")
     assert run("bench", what, *arguments) == 0
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    assert len(table) == 2 + 4 * (7 if what == "parts" else 1)
+    assert len(table) == 2 + 4 * {"parts": 7, "heads": 2}.get(what, 1)
     voxels = [int(row.split("|")[2].replace(",", "")) for row in table[2:]]
     assert 270 <= voxels[0] <= 330
     assert run("bench", what, "--size", "huge") == 2

@@ -1,4 +1,4 @@
-"""How fast and how large: the encoder and its parts on generated events, beside this machine's matrix products.
+"""How fast and how large: encoder, parts and heads on generated events, beside this machine's matrix products.
 
 Every timed event has another size, as real ones do: a benchmark that repeats one size flatters whatever prepares code
 for a size.
@@ -17,8 +17,11 @@ import torch
 import torch.nn.functional as F
 
 from larpanda.data.generate import generate
-from larpanda.event import UNKNOWN, Event, PointBatch
+from larpanda.event import UNKNOWN, Event, PointBatch, Species
 from larpanda.model.backbone import CURVE_DEPTH, Encoder, EncoderConfig, Pyramid, for_inference
+from larpanda.model.bundle import Model, ModelConfig
+from larpanda.model.panoptic import SelectConfig, select
+from larpanda.model.semantic import SemanticConfig
 from larpanda.parallel import pick_device
 from larpanda.reconstruct import DTYPES
 from larpanda.sparse.attend import attend, windows
@@ -26,7 +29,7 @@ from larpanda.sparse.convolve import convolve
 from larpanda.sparse.grid import coarsen, voxelize
 from larpanda.sparse.neighbors import KERNEL, neighbor_map
 from larpanda.sparse.segment import max_runs
-from larpanda.train.recipes import NANO_ENCODER
+from larpanda.train.recipes import FINETUNE, NANO_ENCODER
 
 Result = TypeVar("Result")
 SIZES = {"panda": EncoderConfig(), "nano": NANO_ENCODER}
@@ -41,7 +44,7 @@ class Case:
     """One row of the table: what is timed on what."""
 
     size: str  # a name in SIZES
-    what: str  # forward, backward (forward and backward) or parts
+    what: str  # forward, backward (forward and backward), parts or heads
     voxels: int  # of an event, about
     batch: int  # events
     threads: int
@@ -73,6 +76,8 @@ def measure(case: Case) -> list[Row]:
     ]
     if case.what == "parts":
         return _parts(case, batches)
+    if case.what == "heads":
+        return _heads(case, batches)
     torch.manual_seed(0)
     encoder = Encoder(SIZES[case.size]).to(device)
     backward = case.what == "backward"
@@ -178,6 +183,46 @@ def _parts(case: Case, batches: Sequence[PointBatch]) -> list[Row]:
         for name, part in parts.items():
             took.setdefault(name, []).append(min(_seconds(device, part)[0] for _ in range(3)))
     return [_row(name, batches, seconds, None, device) for name, seconds in took.items()]
+
+
+@torch.no_grad()
+def _heads(case: Case, batches: Sequence[PointBatch]) -> list[Row]:
+    """From points to motifs by a linear layer, and with particles and interactions as well, selected masks included."""
+    torch.manual_seed(0)
+    particle, interaction = (FINETUNE[f"{case.size}_{what}"]().model for what in ("particle", "interaction"))
+    config = ModelConfig(
+        SIZES[case.size], SemanticConfig(None), particle=particle.particle, interaction=interaction.interaction
+    )
+    model = Model(config).to(batches[0].energy.device)
+    for_inference(model, DTYPES[case.dtype])
+    assert model.semantic is not None
+    assert model.particle is not None
+    assert model.interaction is not None
+    heads = ((model.particle, len(Species)), (model.interaction, 1))
+    for head, _ in heads:
+        head.led_out.bias.fill_(-10.0)  # no point is taken for a low-energy deposit: the most work
+
+    def motifs(batch: PointBatch) -> Pyramid:
+        pyramid: Pyramid = model.encoder(batch)
+        assert model.semantic is not None
+        model.semantic(pyramid).softmax(1)
+        return pyramid
+
+    def instances(batch: PointBatch) -> None:
+        pyramid = motifs(batch)
+        for head, things in heads:
+            for found in head(pyramid):
+                select(found, things, SelectConfig())
+
+    ways: dict[str, Callable[[PointBatch], object]] = {
+        f"{case.size}: encoder and linear layer": motifs,
+        f"{case.size}: particles and interactions as well": instances,
+    }
+    took: dict[str, list[float]] = {name: [] for name in ways}
+    for batch in batches:
+        for name, way in ways.items():
+            took[name].append(_seconds(batch.energy.device, lambda w=way, b=batch: w(b))[0])  # type: ignore[misc]
+    return [_row(name, batches, seconds, None, batches[0].energy.device) for name, seconds in took.items()]
 
 
 def _row(

@@ -467,7 +467,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="folder to write")
 
     one = verb("bench", bench, "larpanda bench forward --size nano --voxels 1000,5000 --threads 1")
-    one.add_argument("what", choices=["forward", "backward", "parts"], help="backward: forward and backward")
+    one.add_argument("what", choices=["forward", "backward", "parts", "heads"], help="backward: both ways")
     one.add_argument("--size", default="panda", help="panda (default, 91 M weights) or nano")
     one.add_argument("--voxels", type=numbers, default=[1000, 5000, 20000], help="of an event (1000,5000,20000)")
     one.add_argument("--batch", type=numbers, default=[1], help="events at a time, e.g. 1,4,16 (1)")

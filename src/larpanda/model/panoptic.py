@@ -254,15 +254,8 @@ def _suppression(inside: Tensor, kind: Tensor, sigma: float) -> Tensor:
 
 def _exclusive(inside: Tensor, min_points: int) -> Tensor:
     """[K, N] masks, best first -> [N] the first that has the point, UNKNOWN if none; none with too few points."""
-    inside = inside.clone()
-    while True:
-        owner = (
-            torch.where(inside.any(0), inside.float().argmax(0), UNKNOWN)
-            if len(inside)
-            else inside.new_full((inside.shape[1],), UNKNOWN, dtype=torch.long)
-        )
-        size = torch.bincount(owner[owner >= 0], minlength=len(inside))
-        small = ((size < min_points) & inside.any(1)).nonzero()[:, 0]
-        if not len(small):
-            return owner
-        inside[small[0]] = False  # what later ones have hangs on it
+    owner = inside.new_full((inside.shape[1],), UNKNOWN, dtype=torch.long)
+    for number, mask in enumerate(inside):
+        mine = mask & (owner < 0)
+        owner = owner.masked_fill(mine & (mine.sum() >= min_points), number)
+    return owner

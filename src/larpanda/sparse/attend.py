@@ -167,7 +167,7 @@ def attend_points(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, start
         if not len(one_key):
             parts.append(torch.zeros_like(one))
             continue
-        q, k, v = (x.reshape(len(x), heads, channels // heads).transpose(0, 1) for x in (one, one_key, one_value))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=one_bias.t())
-        parts.append(out.transpose(0, 1).reshape(-1, channels))
+        q, k, v = (x.reshape(1, len(x), heads, channels // heads).transpose(1, 2) for x in (one, one_key, one_value))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=one_bias.t()[None, None])
+        parts.append(out.transpose(1, 2).reshape(-1, channels))
     return torch.stack(parts)
