@@ -81,6 +81,8 @@ def test_figures_are_drawn_again_from_the_numbers_alone(tiny_model, events, tmp_
     before = {name: (tmp_path / "figures" / f"{name}.svg").read_text() for name in names}
     page = (tmp_path / "index.html").read_text()
     assert all(text.strip() in page for text in before.values())
+    assert "<li>ARI of particles: " in page
+    assert page.count('href="events.html#event=') == 4 + 4 + 4
     for name in names:
         (tmp_path / "figures" / f"{name}.svg").unlink()
     assert main(["show", str(tmp_path)]) == 0

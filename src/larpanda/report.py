@@ -37,7 +37,7 @@ from larpanda.publish import publish_text
 from larpanda.reconstruct import Reconstructor
 from larpanda.runs import describe_run, is_run
 
-WORST = 6  # events on the page beside the report
+WORST = 6  # events by each number on the page beside the report
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -194,7 +194,7 @@ def summary(result: Evaluation, model: Reconstructor) -> str:
 
 
 def write_report(out: Path, result: Evaluation, model: Reconstructor, sources: Sequence[str]) -> None:
-    """Write metrics.json, per_event.json, figures/, index.html, and events.html with the events of lowest accuracy."""
+    """Write metrics.json, per_event.json, figures/, index.html, and events.html with the worst events."""
     scores = result.semantic
     names = [Path(source).name if not source.startswith("generate:") else source for source in sources]
     metrics = {
@@ -219,14 +219,15 @@ def write_report(out: Path, result: Evaluation, model: Reconstructor, sources: S
             for name, one, classes in _instances(result)
         },
     }
-    worst = np.argsort(accuracy, kind="stable")[:WORST].tolist()
-    pairs = [(event, model.reconstruct(event)) for event in (result.events[result.entries[i]] for i in worst)]
-    publish_text(
-        out / "events.html", page(pairs, f"The {len(worst)} events of lowest accuracy", summary(result, model))
-    )
-    links = ", ".join(
-        f'<a href="events.html#event={place}">{result.entries[i]}</a> ({accuracy[i]:.0%})'
-        for place, i in enumerate(worst)
+    worst = {"accuracy of motifs": _lowest(result.entries, np.array(accuracy))}
+    for name, one, _ in _instances(result):
+        worst[f"ARI of {name}s"] = _lowest(one.entries, one.found.each.values["ari"])
+    shown = list(dict.fromkeys(entry for lowest in worst.values() for entry, _ in lowest))
+    pairs = [(event, model.reconstruct(event)) for event in (result.events[entry] for entry in shown)]
+    publish_text(out / "events.html", page(pairs, "The worst events", summary(result, model)))
+    links = "".join(
+        f"<li>{name}: {', '.join(_link(shown.index(entry), entry, value) for entry, value in lowest)}</li>"
+        for name, lowest in worst.items()
     )
     publish_text(out / PER_EVENT, json.dumps(each) + "\n")
     publish_text(out / METRICS, json.dumps(metrics, indent=2) + "\n")
@@ -243,6 +244,16 @@ def write_report(out: Path, result: Evaluation, model: Reconstructor, sources: S
         worst=links,
     )
     publish_text(out / "index.html", body)
+
+
+def _lowest(entries: Sequence[int], values: npt.NDArray[np.float64]) -> list[tuple[int, float]]:
+    """The events of lowest value, and these; those without one are not among them."""
+    order = [i for i in np.argsort(values, kind="stable").tolist() if not np.isnan(values[i])]
+    return [(entries[i], float(values[i])) for i in order[:WORST]]
+
+
+def _link(place: int, entry: int, value: float) -> str:
+    return f'<a href="events.html#event={place}">{entry}</a> ({value:.2f})'
 
 
 def _instances(result: Evaluation) -> list[tuple[str, Instances, list[str]]]:
@@ -336,7 +347,9 @@ dt {{ font-weight: 600; }} dd {{ margin: 0 0 .4rem 1.5rem; }}
 <pre>{table}</pre>
 {figures}
 <h2>Worst events</h2>
-<p>Those of lowest accuracy, truth beside prediction: event {worst}. Numbers for programs:
+<p>Events of lowest value, which is in brackets; truth beside prediction.</p>
+<ul>{worst}</ul>
+<p>Numbers for programs:
 <a href="metrics.json">metrics.json</a>, of every event <a href="per_event.json">per_event.json</a>; figures are in
 figures/.</p>
 <h2>Conventions</h2>
