@@ -40,6 +40,14 @@ class Species(IntEnum):
     PROTON = 4
 
 
+# Particle Data Group 2024, MeV
+MASS_MEV = {
+    Species.PHOTON: 0.0,
+    Species.ELECTRON: 0.510999,
+    Species.MUON: 105.658376,
+    Species.PION: 139.570390,
+    Species.PROTON: 938.272088,
+}
 PDG = {Species.PHOTON: 22, Species.ELECTRON: 11, Species.MUON: 13, Species.PION: 211, Species.PROTON: 2212}
 
 
