@@ -1,0 +1,356 @@
+"""What is measured of particles and interactions: energy, ends, direction, length, dE/dx, vertex, containment.
+
+Takes groups of voxels, whoever made them: of a reconstruction, or of the truth, so that errors of the grouping and of
+the estimators can be told apart. Knows no model.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from larpanda.analysis.ranges import RANGE_CM, energy_mev, momentum_mev
+from larpanda.analysis.trajectory import Trajectory, loss_profile, trajectory
+from larpanda.event import IMAGE_VOXELS, VOXEL_CM, Species
+
+Numbers = npt.NDArray[np.float64]
+START_CM = 3.0  # of a track or shower: where its dE/dx at the start is taken
+DIRECTION_CM = 10.0  # of a track: where its direction at the start is taken
+SHOWER_CM = 20.0  # the same of a shower
+BRAGG_CM = 3.0  # of a track, at either end: which loses more?
+BRAGG_SHARE = 0.5  # of the difference that a stopping particle makes, from which on it stopped
+WALL_CM = 1.0  # an end so near to a wall is where the particle left, or came in
+MEET_CM = 2.0  # ends so near to one another meet
+POINTING_DEGREES = 15.0  # of a photon, from where it came
+POINTING_WEIGHT = 0.6  # of a photon that points to a place, against a track that begins there
+UNSURE_WEIGHT = 0.8  # of an end that may be a track's start, against one that is
+TOPOLOGY_MEV = {species: 50.0 if species is Species.PROTON else 25.0 for species in Species}  # counted from here on
+SHORT = {
+    Species.PHOTON: "g",
+    Species.ELECTRON: "e",
+    Species.MUON: "mu",
+    Species.PION: "pi",
+    Species.PROTON: "p",
+}
+
+
+@dataclass(frozen=True)
+class Detector:
+    """Where the argon ends, and what counts as inside."""
+
+    low_cm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    high_cm: tuple[float, float, float] = (IMAGE_VOXELS * VOXEL_CM,) * 3
+    """Walls; without others those of the image, which need not be walls of a TPC."""
+    containment_cm: float = 5.0
+    """Nothing of a contained particle is nearer to a wall."""
+    fiducial_cm: float = 5.0
+    """A fiducial vertex is no nearer to a wall."""
+
+    def __post_init__(self) -> None:
+        if any(low >= high for low, high in zip(self.low_cm, self.high_cm, strict=True)):
+            raise ValueError(
+                f"low_cm is {self.low_cm} and high_cm {self.high_cm}; expected low below high on each axis"
+            )
+        if min(self.containment_cm, self.fiducial_cm) < 0:
+            raise ValueError("containment_cm and fiducial_cm must not be negative")
+
+    def contains(self, position: Numbers, margin: float) -> bool:
+        """Whether all points [N, 3] are at least so far (cm) from every wall."""
+        low, high = np.array(self.low_cm) + margin, np.array(self.high_cm) - margin
+        return bool(((position >= low) & (position <= high)).all())
+
+
+@dataclass(frozen=True)
+class EnergyScale:
+    """Kinetic energy over the energy in a particle's voxels: what is below threshold, not found or not ionisation.
+
+    Fitted as medians on generated events (``benchmarks/fit_energy_scale.py``).
+    """
+
+    photon: float = 1.0
+    electron: float = 1.0
+    muon: float = 1.0
+    pion: float = 1.0
+    proton: float = 1.0
+
+    def of(self, species: Species) -> float:
+        """The factor of a species."""
+        return float(getattr(self, species.name.lower()))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """The voxels of one particle."""
+
+    species: Species
+    position: Numbers  # [N, 3] cm, N at least 1
+    energy: Numbers  # [N] MeV
+    michel: bool = False  # most of them have that motif: an electron of a muon that has stopped
+
+
+@dataclass(frozen=True, slots=True)
+class ParticleMeasure:
+    """What was measured of a particle. NaN: not for this one."""
+
+    calo_energy_mev: float  # kinetic, from the energy of its voxels and the scale of its species
+    range_energy_mev: float  # kinetic, from its length; muons, pions, protons that are contained
+    energy_mev: float  # kinetic, the better of the two
+    momentum_mev: float  # MeV/c, from it
+    start_cm: tuple[float, float, float]
+    end_cm: tuple[float, float, float]
+    direction: tuple[float, float, float]  # of length 1, at the start
+    length_cm: float  # of the line of a track; of a shower from start to the farthest voxel
+    start_dedx: float  # MeV/cm in the first 3 cm
+    end_dedx: float  # MeV/cm in the last 3 cm; tracks
+    contained: bool
+    primary: bool  # it begins at the vertex of its interaction, or points to it
+    vertex_distance_cm: float  # from the vertex to its start
+
+
+@dataclass(frozen=True, slots=True)
+class InteractionMeasure:
+    """What was measured of an interaction."""
+
+    vertex_cm: tuple[float, float, float]
+    energy_mev: float  # kinetic, of its primary particles
+    contained: bool  # all of its particles are
+    fiducial: bool  # its vertex is
+    topology: str  # primary particles above 25 MeV (protons 50), e.g. 1mu2p; empty if none is
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Shape:
+    """A particle's line, if it is a track, or its axis."""
+
+    group: Group
+    track: Trajectory | None  # None: a shower
+    axis: Numbers  # [3] of a shower, from its first end
+    ends: Numbers  # [2, 3] cm; of a shower start and end
+    start: int  # the end of a track where it began; -1: cannot be told
+
+
+def measure(
+    groups: Sequence[Group], detector: Detector, scale: EnergyScale
+) -> tuple[InteractionMeasure, list[ParticleMeasure]]:
+    """Measure the particles of one interaction and what they have in common.
+
+    Args:
+        groups: P particles, at least one.
+        detector: walls and margins.
+        scale: factors of calorimetric energies.
+
+    Returns:
+        The interaction, and the particles in their order. Nothing depends on the order of particles or voxels but for
+        rounding.
+    """
+    michels = [group.position for group in groups if group.michel]
+    shapes = [_shape(group, michels, detector) for group in groups]
+    vertex = _vertex(shapes)
+    particles = [_measure_one(shape, vertex, detector, scale) for shape in shapes]
+    primaries = [one for one in zip(groups, particles, strict=True) if one[1].primary]
+    count = dict.fromkeys(Species, 0)
+    for group, one in primaries:
+        count[group.species] += one.energy_mev >= TOPOLOGY_MEV[group.species]
+    interaction = InteractionMeasure(
+        _point(vertex),
+        math.fsum(one.energy_mev for _, one in primaries),
+        all(one.contained for one in particles),
+        detector.contains(vertex[None], detector.fiducial_cm),
+        "".join(f"{n}{SHORT[species]}" for species, n in count.items() if n),
+    )
+    return interaction, particles
+
+
+def _vertex(shapes: Sequence[_Shape]) -> Numbers:
+    """Where an interaction began: [3] cm.
+
+    Of all ends that may be a start the one where most begins: tracks and electrons that start within 2 cm, and photons
+    that point to it. Without tracks and electrons the point that the photons' axes come nearest to, or the start of a
+    single one.
+    """
+    places = [(end, weight, i) for i, shape in enumerate(shapes) for end, weight in _starts(shape)]
+    if not places:
+        return _nearest_to_lines(shapes) if len(shapes) > 1 else shapes[0].ends[0]
+    points = np.array([end for end, _, _ in places])
+    near = np.linalg.norm(points[:, None] - points, axis=2) <= MEET_CM
+    best, value = 0, (-1.0, -1.0)
+    for row, meets in enumerate(near):
+        weight = {places[i][2]: places[i][1] for i in np.flatnonzero(meets)}
+        for number, shape in enumerate(shapes):
+            if shape.group.species is Species.PHOTON and _miss_degrees(shape, points[row]) < POINTING_DEGREES:
+                weight[number] = POINTING_WEIGHT
+        energy = math.fsum(float(shapes[number].group.energy.sum()) for number in weight)
+        score = (round(math.fsum(weight.values()), 6), energy)
+        if score > value:
+            best, value = row, score
+    meeting: Numbers = points[near[best]].mean(0)
+    return meeting
+
+
+def _starts(shape: _Shape) -> list[tuple[Numbers, float]]:
+    """Places where a particle may have begun, each with its weight; of photons, which begin out of sight, none."""
+    if shape.track is not None:
+        if shape.start >= 0:
+            return [(shape.ends[shape.start], 1.0)]
+        return [(end, UNSURE_WEIGHT) for end in shape.ends]
+    begins_in_sight = shape.group.species is Species.ELECTRON and not shape.group.michel
+    return [(shape.ends[0], UNSURE_WEIGHT)] if begins_in_sight else []
+
+
+def _nearest_to_lines(shapes: Sequence[_Shape]) -> Numbers:
+    """The point of least squared distance to the axes of showers, weighted by energy; of parallel ones between them."""
+    left, right = np.zeros((3, 3)), np.zeros(3)
+    for shape in shapes:
+        across = (np.eye(3) - np.outer(shape.axis, shape.axis)) * shape.group.energy.sum()
+        left += across
+        right += across @ shape.ends[0]
+    starts: Numbers = np.mean([shape.ends[0] for shape in shapes], axis=0)
+    pull = 1e-2 * np.trace(left) / 3  # towards the starts, where axes leave it open
+    return np.asarray(np.linalg.solve(left + pull * np.eye(3), right + pull * starts), np.float64)
+
+
+def _miss_degrees(shower: _Shape, place: Numbers) -> float:
+    """Between the axis of a shower and the line from a place to its start; 0 for a place at its start."""
+    way = shower.ends[0] - place
+    return angle_degrees(way, shower.axis) if np.linalg.norm(way) > MEET_CM else 0.0
+
+
+def angle_degrees(a: Numbers, b: Numbers) -> float:
+    """Between two vectors, 0 to 180; NaN for one of no length."""
+    lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return math.degrees(math.acos(float(np.clip(a @ b / lengths, -1.0, 1.0)))) if lengths > 0 else math.nan
+
+
+def _shape(group: Group, michels: Sequence[Numbers], detector: Detector) -> _Shape:
+    if group.species not in RANGE_CM:
+        axis, ends = shower_axis(group.position, group.energy)
+        return _Shape(group, None, axis, ends, 0)
+    track = trajectory(group.position)
+    ends = group.position[track.ends]
+    stop = _stop(group, track, ends, michels)
+    start = 1 - stop if stop >= 0 else -1
+    at_wall = [not detector.contains(end[None], WALL_CM) for end in ends]
+    if start < 0 and at_wall[0] != at_wall[1]:  # it left there
+        start = at_wall.index(False)
+    return _Shape(group, track, np.zeros(3), ends, start)
+
+
+def _stop(group: Group, track: Trajectory, ends: Numbers, michels: Sequence[Numbers]) -> int:
+    """The end where a track stopped, by a Michel electron or by its Bragg peak; -1: cannot be told."""
+    if group.species is Species.MUON:
+        for michel in michels:
+            gap = [float(np.linalg.norm(michel - end, axis=1).min()) for end in ends]
+            if min(gap) <= MEET_CM:
+                return int(np.argmin(gap))
+    window = min(BRAGG_CM, track.length / 2)
+    if window < VOXEL_CM:
+        return -1
+    near = (track.along < window, track.along > track.length - window)
+    first, last = (float(group.energy[rows].sum()) / window for rows in near)
+    to_go = energy_mev(np.array([window, track.length - window, track.length]), group.species)
+    difference = float(to_go[0] - (to_go[2] - to_go[1])) / window  # if it stops at one end
+    seen = (last - first) / max(difference, 1e-9)
+    return 1 if seen > BRAGG_SHARE else 0 if seen < -BRAGG_SHARE else -1
+
+
+def shower_axis(position: Numbers, energy: Numbers) -> tuple[Numbers, Numbers]:
+    """The axis of a shower and its two ends.
+
+    Args:
+        position: [N, 3] cm.
+        energy: [N] MeV.
+
+    Returns:
+        [3] direction of length 1 from start to end, 0 for a single voxel, and [2, 3] cm start and end: the first and
+        last along the axis of the four fifths of the voxels that are nearest to it. The start is where the shower is
+        narrow.
+    """
+    if len(position) == 1:
+        return np.zeros(3), position[[0, 0]]
+    centre = (position * energy[:, None]).sum(0) / energy.sum()
+    offset = position - centre
+    _, vectors = np.linalg.eigh((offset * energy[:, None]).T @ offset)
+    axis = vectors[:, -1]
+    axis = axis * np.sign(axis[np.argmax(np.abs(axis))])
+    along = offset @ axis
+    wide = np.linalg.norm(offset - along[:, None] * axis, axis=1)
+    core = wide <= np.quantile(wide, 0.8)
+    # one end is narrow and dense, where the shower began
+    spread = [float((energy * wide)[half].sum() / max(energy[half].sum(), 1e-9)) for half in (along < 0, along >= 0)]
+    if spread[0] > spread[1]:
+        axis, along = -axis, -along
+    rows = np.flatnonzero(core)
+    ends = position[[rows[np.argmin(along[rows])], rows[np.argmax(along[rows])]]]
+    return axis, ends
+
+
+def _measure_one(shape: _Shape, vertex: Numbers, detector: Detector, scale: EnergyScale) -> ParticleMeasure:
+    group = shape.group
+    species = group.species
+    if shape.track is not None:
+        distance = np.linalg.norm(shape.ends - vertex, axis=1)
+        first = int(np.argmin(distance))
+        if shape.start >= 0 and distance.min() > MEET_CM:  # it does not begin at the vertex
+            first = shape.start
+        track = shape.track if first == 0 else shape.track.reversed()
+        start, end, length = group.position[track.ends[0]], group.position[track.ends[1]], track.length
+        direction = _direction(start, group, track.along <= DIRECTION_CM, end - start)
+        profile = loss_profile(track.along, group.energy, length, START_CM)[1]
+        start_dedx, end_dedx = (float(profile[0]), float(profile[-1])) if len(profile) else (math.nan, math.nan)
+    else:
+        start = _shower_start(shape, vertex)
+        away = np.linalg.norm(group.position - start, axis=1)
+        end, length = group.position[int(np.argmax(away))], float(away.max())
+        direction = _direction(start, group, away <= SHOWER_CM, shape.axis)
+        start_dedx, end_dedx = float(group.energy[away <= START_CM].sum() / START_CM), math.nan
+    contained = detector.contains(group.position, detector.containment_cm)
+    calo = float(group.energy.sum()) * scale.of(species)
+    by_range = math.nan
+    if shape.track is not None and contained and length > 0:
+        by_range = float(energy_mev(length, species))
+    energy = calo if math.isnan(by_range) else by_range
+    gap = float(np.linalg.norm(start - vertex))
+    points_back = species is Species.PHOTON and angle_degrees(start - vertex, direction) < POINTING_DEGREES
+    return ParticleMeasure(
+        calo,
+        by_range,
+        energy,
+        float(momentum_mev(energy, species)),
+        _point(start),
+        _point(end),
+        _point(direction),
+        length,
+        start_dedx,
+        end_dedx,
+        contained,
+        bool(gap <= MEET_CM or points_back),
+        gap,
+    )
+
+
+def _shower_start(shape: _Shape, vertex: Numbers) -> Numbers:
+    """The voxel of a shower that is nearest to the vertex, if it begins there; else the first along its axis."""
+    position = shape.group.position
+    distance = np.linalg.norm(position - vertex, axis=1)
+    if distance.min() <= MEET_CM or len(position) < 4:
+        nearest: Numbers = position[int(np.argmin(distance))]
+        return nearest
+    start: Numbers = shape.ends[0]
+    return start
+
+
+def _direction(start: Numbers, group: Group, near: npt.NDArray[np.bool_], otherwise: Numbers) -> Numbers:
+    """Length 1, from the start to the middle of the energy near it."""
+    weight = group.energy * near
+    way = (group.position * weight[:, None]).sum(0) / max(float(weight.sum()), 1e-12) - start
+    if np.linalg.norm(way) < 1e-6:
+        way = otherwise
+    size = float(np.linalg.norm(way))
+    return way / size if size > 0 else np.full(3, math.nan)
+
+
+def _point(values: Numbers) -> tuple[float, float, float]:
+    x, y, z = (float(value) for value in values)
+    return x, y, z
