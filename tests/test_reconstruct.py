@@ -262,3 +262,34 @@ def test_tables_count_particles(panoptic, tmp_path, make_cloud):
         for name in ("particle", "interaction"):
             ids = set(rows[f"{name}_id"].to_pylist()) - {UNKNOWN}
             assert len(ids) == event[f"n_{name}s"]
+        tables = [pq.read_table(tmp_path / f"out/clouds_{name}.parquet") for name in ("particles", "interactions")]
+        particles, interactions = (
+            table.filter(compute.equal(table["entry"], event["entry"])).to_pylist() for table in tables
+        )
+        assert [row["particle_id"] for row in particles] == list(range(event["n_particles"]))
+        assert [row["interaction_id"] for row in interactions] == list(range(event["n_interactions"]))
+        for row in particles:
+            mine = rows.filter(compute.equal(rows["particle_id"], row["particle_id"]))
+            assert row["deposited_mev"] == pytest.approx(compute.sum(mine["energy_mev"]).as_py(), rel=1e-6)
+            assert row["energy_mev"] == pytest.approx(row["range_energy_mev"] or row["calo_energy_mev"])
+            xyz = np.stack([mine[axis].to_numpy() for axis in "xyz"], 1)
+            for end in ("start", "end"):
+                assert np.abs(xyz - [row[f"{end}_{axis}"] for axis in "xyz"]).sum(1).min() < 1e-3
+            assert np.hypot.reduce([row[f"direction_{axis}"] for axis in "xyz"]) == pytest.approx(1.0, rel=1e-5)
+            assert row["contained"] == bool(((xyz >= 5) & (xyz <= 225.4)).all())
+        for row in interactions:
+            members = [one for one in particles if one["interaction_id"] == row["interaction_id"]]
+            assert row["n_particles"] == len(members)
+            assert (row["topology"] is None) == (row["vertex_x"] is None) == (not members)
+            if members:
+                assert row["n_primaries"] == sum(one["primary"] for one in members)
+                assert row["contained"] == all(one["contained"] for one in members)
+
+
+def test_a_model_without_such_heads_leaves_no_tables_of_them(model, panoptic, tmp_path, make_cloud):
+    larpanda.write_events(str(tmp_path / "clouds.h5"), [make_cloud(60)])
+    names = lambda: sorted(path.name for path in (tmp_path / "out").iterdir())  # noqa: E731
+    reconstruct_files([str(tmp_path / "clouds.h5")], tmp_path / "out", panoptic)
+    assert names() == [f"clouds_{name}.parquet" for name in ("events", "interactions", "particles", "voxels")]
+    reconstruct_files([str(tmp_path / "clouds.h5")], tmp_path / "out", model, voxels=False)
+    assert names() == ["clouds_events.parquet"]  # those of the run before would not belong to it

@@ -88,6 +88,9 @@ def test_every_cell_is_made_once_and_its_file_is_enough_to_draw(small, monkeypat
     assert again == []
     text = write_labels(out)
     assert "2 labels" in text
+    assert "**test.h5, 2 events**" in text
+    assert "**Learning rates, 4 labels, 2 samples**" in text
+    assert text.split("Learning rates")[1].count("*|") + text.split("Learning rates")[1].count("* |") == 5
     assert "pre-trained on the K events, full" in text
     drawn = (out / "labels-test.svg").read_text()
     assert write_transfer(out)

@@ -12,7 +12,7 @@ from larpanda.display.figures import lines_svg
 from larpanda.evaluate.summary import Estimate
 from larpanda.event import Motif, Species
 from larpanda.publish import publish_text
-from larpanda.results import HEADLINE, ROWS, SUPERVISED, CellResult, Score, Task, Validation, read_results
+from larpanda.results import HEADLINE, ROWS, SUPERVISED, CellResult, Score, Task, Validation, read_grid, read_results
 
 NAMES = {
     "uresnet": "U-ResNet, from scratch",
@@ -52,17 +52,18 @@ def write_labels(out: Path) -> str:
     """
     results = _results(out)
     parts = []
-    for source in dict.fromkeys(judged.source for result in results for judged in result.tests):
-        name = Path(source).stem
+    for source, events in dict.fromkeys((j.source, j.events) for result in results for j in result.tests):
         tables = [table(results, source, score) for score in TABLES[results[0].task]]
-        parts += [name, *tables, class_table(results, source)]
+        parts += [f"**{Path(source).name}, {events:,} events**", *tables, class_table(results, source)]
         for row, k in sorted({(r.row, r.labels) for r in results if r.row not in SUPERVISED and r.labels == 100}):
             with suppress(ValueError):  # not made yet
                 ratio = label_efficiency(results, source, row, k)
                 parts.append(
                     f"{NAMES[row]} with {k} labels: as good as from scratch with {told(ratio)} times the labels"
                 )
-        publish_text(out / f"labels-{name}.svg", labels_svg(results, source))
+        publish_text(out / f"labels-{Path(source).stem}.svg", labels_svg(results, source))
+    if tried := read_grid(out):
+        parts += [f"**Learning rates, {tried[0].labels:,} labels, {tried[0].samples:,} samples**", grid_table(tried)]
     text = "\n\n".join(parts)
     publish_text(out / "labels.md", text + "\n")
     return text
@@ -148,6 +149,22 @@ def class_table(results: Sequence[CellResult], source: str) -> str:
         if (row, most) in columns[headline]:
             values = [pooled(cells[row, most]).value for cells in columns.values()]
             texts = ("absent" if math.isnan(value) else f"{value:.3f}" for value in values)
+            lines.append(f"| {NAMES[row]} | {' | '.join(texts)} |")
+    return "\n".join(lines)
+
+
+def grid_table(tried: Sequence[CellResult]) -> str:
+    """The learning rates that were tried, in Markdown: the headline score on the selection events; * is taken."""
+    rates = sorted({result.lr for result in tried})
+    lines = [
+        f"| {TITLE[_headline(tried)]} | {' | '.join(f'{lr:g}' for lr in rates)} |",
+        "|---" * (len(rates) + 1) + "|",
+    ]
+    for row in ROWS:
+        scores = {result.lr: result.best for result in tried if result.row == row}
+        if scores:
+            best = max(scores, key=lambda lr: (scores[lr], -lr))
+            texts = (f"{scores[lr]:.3f}{'*' * (lr == best)}" if lr in scores else "" for lr in rates)
             lines.append(f"| {NAMES[row]} | {' | '.join(texts)} |")
     return "\n".join(lines)
 

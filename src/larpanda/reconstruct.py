@@ -3,7 +3,7 @@
 import copy
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn, TypeVar, overload
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from larpanda import __version__
+from larpanda.analysis.kinematics import Detector, EnergyScale, measure_event
 from larpanda.analysis.tables import TableWriter
 from larpanda.data import open_events
 from larpanda.event import (
@@ -33,6 +34,7 @@ from larpanda.parallel import pick_device
 
 Result = TypeVar("Result")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DETECTOR = Detector()
 MIN_POINTS = 2  # fewer above threshold, and an event is too small for particles
 
 
@@ -276,17 +278,21 @@ def reconstruct_files(
     out: Path,
     reconstructor: Reconstructor,
     *,
+    detector: Detector = DETECTOR,
+    voxels: bool = True,
     select: Callable[[int], Iterable[int]] = range,
     energy_scale: float = 1.0,
     voxel_mm: float = VOXEL_MM,
     progress: Callable[[Sequence[int], str], Iterable[int]] = lambda entries, name: entries,
 ) -> list[FileReport]:
-    """Reconstruct every event of every file: `STEM_events.parquet` and `STEM_voxels.parquet` in ``out`` for each.
+    """Reconstruct every event of every file: tables of events, particles, interactions, voxels in ``out`` for each.
 
     Args:
         files: event files (see ``data.event_files`` for folders and globs); truth in them is not read.
         out: folder, made if missing.
-        reconstructor: the model.
+        reconstructor: the model; there are tables of particles and interactions if it has such heads.
+        detector: walls and margins for what is contained and fiducial.
+        voxels: write the table of voxels as well.
         select: number of events of a file -> the entries to take.
         energy_scale: factor from the file's energies to MeV.
         voxel_mm: the file's voxel pitch.
@@ -312,6 +318,13 @@ def reconstruct_files(
         "min_energy_mev": reconstructor.model.config.min_energy_mev,
         "energy_scale": energy_scale,
         "voxel_mm": voxel_mm,
+        "detector": asdict(detector),
+    }
+    model = reconstructor.model
+    tables = {
+        "particles": model.particle is not None,
+        "interactions": model.interaction is not None,
+        "voxels": voxels,
     }
     reports = []
     for stem, path in stems.items():
@@ -322,15 +335,22 @@ def reconstruct_files(
             continue
         entries = list(select(len(events)))
         counts: dict[Status, int] = {}
-        with TableWriter(out, stem, provenance) as writer:
+        with TableWriter(out, stem, provenance, **tables) as writer:
             for entry in progress(entries, Path(path).name):
-                status = _one(events, entry, path, reconstructor, writer)
+                status = _one(events, entry, path, reconstructor, detector, writer)
                 counts[status] = counts.get(status, 0) + 1
         reports.append(FileReport(path, len(entries), tuple(sorted(counts.items())), ""))
     return reports
 
 
-def _one(events: Sequence[Event], entry: int, path: str, reconstructor: Reconstructor, writer: TableWriter) -> Status:
+def _one(
+    events: Sequence[Event],
+    entry: int,
+    path: str,
+    reconstructor: Reconstructor,
+    detector: Detector,
+    writer: TableWriter,
+) -> Status:
     """Reconstruct and write one event; whatever happens to it, it gets its row."""
     try:
         event = events[entry]
@@ -339,9 +359,10 @@ def _one(events: Sequence[Event], entry: int, path: str, reconstructor: Reconstr
         return Status.BAD_INPUT
     try:
         result = reconstructor.reconstruct(event)
-    except (RuntimeError, MemoryError) as error:  # out of memory, mostly
-        result = unseen(event, Status.FAILED, " ".join(str(error).split())[:300])
-    writer.write(event, result)
+        measured = measure_event(event, result, detector, EnergyScale())
+    except (RuntimeError, MemoryError, ArithmeticError) as error:  # out of memory, mostly
+        result, measured = unseen(event, Status.FAILED, " ".join(str(error).split())[:300]), None
+    writer.write(event, result, measured)
     return result.status
 
 

@@ -82,6 +82,12 @@ def read_results(out: Path) -> list[CellResult]:
     return sorted(known, key=lambda r: (ROWS.index(r.row), r.labels, r.seed))
 
 
+def read_grid(out: Path) -> list[CellResult]:
+    """The candidates of a study's grid, in order of row and learning rate."""
+    tried = [read_result(path) for path in sorted((out / "results").glob("grid-*.json"))]
+    return sorted(tried, key=lambda r: (ROWS.index(r.row), r.lr))
+
+
 def read_result(path: Path) -> CellResult:
     """One result file. Raises ValueError if it is none."""
     try:

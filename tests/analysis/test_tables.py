@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from larpanda.analysis import tables
-from larpanda.analysis.tables import EVENTS, VOXELS, TableWriter
+from larpanda.analysis.tables import EVENTS, INTERACTIONS, PARTICLES, VOXELS, TableWriter
 from larpanda.event import UNKNOWN, Event, EventKey, Interaction, Particle, Reconstruction, Species, Status
 
 PROVENANCE = {"model": "nano", "config": {"min_energy_mev": 0.13}}
@@ -173,8 +173,8 @@ def test_columns_carry_their_units_and_the_file_where_it_comes_from(tmp_path):
 
 def test_the_page_of_the_tables_lists_exactly_these_columns():
     sections = re.findall(r"^## `\*_(\w+)\.parquet`.*?\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.S | re.M)
-    assert [name for name, _ in sections] == ["events", "voxels"]
-    for (_, text), schema in zip(sections, (EVENTS, VOXELS), strict=True):
+    assert [name for name, _ in sections] == ["events", "particles", "interactions", "voxels"]
+    for (_, text), schema in zip(sections, (EVENTS, PARTICLES, INTERACTIONS, VOXELS), strict=True):
         assert re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \| (.*?) \|$", text, re.M) == [
             (
                 field.name,

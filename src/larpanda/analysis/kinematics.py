@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from larpanda.analysis.ranges import RANGE_CM, energy_mev, momentum_mev
 from larpanda.analysis.trajectory import Trajectory, loss_profile, trajectory
-from larpanda.event import IMAGE_VOXELS, VOXEL_CM, Species
+from larpanda.event import IMAGE_VOXELS, UNKNOWN, VOXEL_CM, Event, Motif, Reconstruction, Species
 
 Numbers = npt.NDArray[np.float64]
 START_CM = 3.0  # of a track or shower: where its dE/dx at the start is taken
@@ -161,6 +161,33 @@ def measure(
         "".join(f"{n}{SHORT[species]}" for species, n in count.items() if n),
     )
     return interaction, particles
+
+
+def measure_event(
+    event: Event, found: Reconstruction, detector: Detector, scale: EnergyScale
+) -> tuple[dict[int, InteractionMeasure], dict[int, ParticleMeasure]]:
+    """Measure what was found in an event, by the ids of interactions and particles.
+
+    A particle of no interaction is measured as if it were one of its own; an interaction without particles is not.
+    """
+    position = (event.position.double().cpu().numpy() + 0.5) * VOXEL_CM
+    energy, motif = event.energy.double().cpu().numpy(), found.motif.cpu().numpy()
+    owner = found.particle.cpu().numpy()
+    together: dict[tuple[int, int], list[tuple[int, Group]]] = {}
+    for one in found.particles or ():
+        rows = owner == one.id
+        michel = bool((motif[rows] == Motif.MICHEL).mean() > 0.5)
+        group = Group(one.species, position[rows], energy[rows], michel)
+        alone = one.id if one.interaction == UNKNOWN else UNKNOWN
+        together.setdefault((one.interaction, alone), []).append((one.id, group))
+    interactions: dict[int, InteractionMeasure] = {}
+    particles: dict[int, ParticleMeasure] = {}
+    for (number, _), members in together.items():
+        whole, measures = measure([group for _, group in members], detector, scale)
+        particles |= dict(zip((i for i, _ in members), measures, strict=True))
+        if number != UNKNOWN:
+            interactions[number] = whole
+    return interactions, particles
 
 
 def _vertex(shapes: Sequence[_Shape]) -> Numbers:
