@@ -18,7 +18,7 @@ HEAVY = {"torch", "numba", "matplotlib", "pyarrow", "scipy", "h5py"}
 BASE = frozenset({"config", "event", "sparse", "parallel", "publish"})
 LIBRARY = BASE | {"data", "model", "train", "evaluate", "reconstruct", "analysis", "display"}
 PROGRAMS = frozenset(
-    {"efficiency", "gallery", "options", "report", "results", "runs", "study", "bench", "jobs", "progress"}
+    {"bench", "efficiency", "gallery", "jobs", "options", "progress", "report", "results", "runs", "study", "verbs"}
 )
 MAY_IMPORT = {
     **dict.fromkeys(BASE, frozenset()),

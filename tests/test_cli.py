@@ -105,9 +105,9 @@ def test_evaluate(tmp_path, capsys):
     assert metrics["conventions"]
     page = (tmp_path / "index.html").read_text()
     assert "<svg" in page
-    accuracies = re.findall(r'href="events.html#event=(\d)">(\d)</a> \((\d+)%\)', page)
+    accuracies = re.findall(r'href="events.html#event=(\d)">(\d)</a> \((\d\.\d\d)\)', page)
     assert [place for place, _, _ in accuracies] == ["0", "1", "2", "3"]
-    assert [int(percent) for _, _, percent in accuracies] == sorted(int(percent) for _, _, percent in accuracies)
+    assert [float(share) for _, _, share in accuracies] == sorted(float(share) for _, _, share in accuracies)
     for name in ("n_voxels", "energy_mev"):
         parts = metrics["semantic_by"][name]
         assert sum(part["events"] for part in parts) == 4
