@@ -86,6 +86,25 @@ def test_bench(what, capsys):
     assert "no such size; there are panda, nano" in capsys.readouterr().err
 
 
+def test_reconstruct_with_walls_and_without_voxels(tmp_path, capsys):
+    walls = tmp_path / "walls.yaml"
+    walls.write_text("low_cm: [0, 0, 0]\nhigh_cm: [100, 100, 100]\ncontainment_cm: 2\n")
+    words = ("reconstruct", GEANT4, "--events", "0:2", "--out", tmp_path / "out", "--no-voxels", "--detector", walls)
+    assert run(*words) == 0
+    assert capsys.readouterr().out.rstrip().endswith("geant4_20_v3extra_events.parquet")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["geant4_20_v3extra_events.parquet"]
+    provenance = json.loads(pq.read_schema(tmp_path / "out/geant4_20_v3extra_events.parquet").metadata[b"provenance"])
+    assert provenance["detector"]["high_cm"] == [100.0, 100.0, 100.0]
+    assert provenance["detector"]["fiducial_cm"] == 5.0
+    for text, message in (("high_cm: [1, 2]", "high_cm is"), ("walls: 3", "nearest is low_cm"), ("- [", "not YAML")):
+        walls.write_text(text)
+        assert run(*words) == 2
+        error = capsys.readouterr().err
+        assert "walls.yaml" in error
+        assert error.count("\n") == 1
+        assert message in error or "nearest" in error
+
+
 def test_reconstruct(tmp_path, capsys):
     assert run("reconstruct", GEANT4, "--out", tmp_path, "--events", "0:3,7") == 0
     out = capsys.readouterr().out

@@ -136,6 +136,8 @@ def _parser() -> argparse.ArgumentParser:
     one = verb("reconstruct", verbs.reconstruct, "larpanda reconstruct events.h5 --out tables")
     one.add_argument("files", nargs="+", metavar="FILE", help="event files, folders or globs")
     one.add_argument("--out", type=Path, required=True, help="folder for the tables")
+    one.add_argument("--detector", type=Path, metavar="FILE.yaml", help="walls and margins in cm (the image's, 5)")
+    one.add_argument("--no-voxels", action="store_true", help="leave out the largest of the tables")
     one.add_argument("--model", default="nano", metavar="BUNDLE", help="shipped name or folder (nano)")
     selection(one)
     device(one)

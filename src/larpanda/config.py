@@ -8,6 +8,7 @@ import json
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
+from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Config = TypeVar("Config")
@@ -27,6 +28,41 @@ def config_from_json(kind: type[Config], values: Mapping[str, Any], where: str) 
     """
     config: Config = _build(kind, values, where, "")
     return config
+
+
+def config_from_yaml(kind: type[Config], path: Path) -> Config:
+    """Make a config dataclass of a YAML file, as ``config_from_json`` does; an empty file is all defaults.
+
+    Raises:
+        ValueError: the file is not YAML, or has a field twice, or as ``config_from_json``; it is named.
+        FileNotFoundError: there is no such file.
+    """
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        values, twice = yaml.safe_load(text), _written_twice(yaml.compose(text, yaml.SafeLoader))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file ({error}); expected YAML") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    if twice:
+        raise ValueError(f"{path}: {twice[0]} is there twice (line {twice[1]}); expected once")
+    return config_from_json(kind, {} if values is None else values, str(path))
+
+
+def _written_twice(node: Any) -> tuple[str, int] | None:
+    """A key that a mapping of a YAML tree has twice, and its line: of the two, the loader would drop the first."""
+    seen: set[str] = set()
+    for child in node.value if node is not None and isinstance(node.value, list) else ():
+        key, value = child if isinstance(child, tuple) else (None, child)
+        if key is not None and key.value in seen:
+            return key.value, key.start_mark.line + 1
+        if key is not None and isinstance(key.value, str):
+            seen.add(key.value)
+        if found := _written_twice(value):
+            return found
+    return None
 
 
 def override(config: Config, settings: Sequence[str], where: str = "--set") -> Config:

@@ -271,6 +271,7 @@ class FileReport:
     n_events: int
     statuses: tuple[tuple[Status, int], ...]  # how many events of each status that occurs
     error: str  # why the file could not be read; empty if it was
+    tables: tuple[str, ...] = ()  # that were written: events, and perhaps particles, interactions, voxels
 
 
 def reconstruct_files(
@@ -339,7 +340,8 @@ def reconstruct_files(
             for entry in progress(entries, Path(path).name):
                 status = _one(events, entry, path, reconstructor, detector, writer)
                 counts[status] = counts.get(status, 0) + 1
-        reports.append(FileReport(path, len(entries), tuple(sorted(counts.items())), ""))
+        written = ("events", *(name for name, wanted in tables.items() if wanted))
+        reports.append(FileReport(path, len(entries), tuple(sorted(counts.items())), "", written))
     return reports
 
 

@@ -33,14 +33,19 @@ def generate(arguments: argparse.Namespace) -> int:
 
 def reconstruct(arguments: argparse.Namespace) -> int:
     """Reconstruct files into tables."""
+    from larpanda.analysis.kinematics import Detector
+    from larpanda.config import config_from_yaml
     from larpanda.data import event_files, median_energy_warning, open_events
     from larpanda.reconstruct import reconstruct_files
 
+    detector = config_from_yaml(Detector, arguments.detector) if arguments.detector else Detector()
     model = _load(arguments.model, arguments)
     reports = reconstruct_files(
         [str(path) for source in arguments.files for path in event_files(source)],
         arguments.out,
         model,
+        detector=detector,
+        voxels=not arguments.no_voxels,
         select=lambda n: entries_of(arguments.events, n),
         energy_scale=arguments.energy_scale,
         voxel_mm=arguments.voxel_mm,
@@ -51,7 +56,8 @@ def reconstruct(arguments: argparse.Namespace) -> int:
             print(f"larpanda reconstruct: {one_line(report.error)}", file=sys.stderr)
             continue
         counts = ", ".join(f"{n} {status}" for status, n in report.statuses) or "no events"
-        print(f"{report.file}: {counts} -> {arguments.out / Path(report.file).stem}_events.parquet, _voxels.parquet")
+        others = "".join(f", _{name}.parquet" for name in report.tables if name != "events")
+        print(f"{report.file}: {counts} -> {arguments.out / Path(report.file).stem}_events.parquet{others}")
         scale = {"energy_scale": arguments.energy_scale, "voxel_mm": arguments.voxel_mm}
         if warning := median_energy_warning(open_events(report.file, truth=False, **scale)):
             print(f"larpanda reconstruct: warning: {report.file}: {warning}", file=sys.stderr)

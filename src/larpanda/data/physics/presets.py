@@ -17,11 +17,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from larpanda.config import config_from_json, override
+from larpanda.config import config_from_json, config_from_yaml, override
 from larpanda.data.physics.detector import Detector
 from larpanda.data.physics.material import (
     ELECTRON_MASS,
@@ -293,41 +293,12 @@ def find_preset(preset: str | os.PathLike[str] | Preset, settings: Sequence[str]
             )
         name, known = preset, PRESETS[preset]
     else:
-        name, known = Path(preset).name, _read(Path(preset))
+        name, known = Path(preset).name, config_from_yaml(Preset, Path(preset))
     changed = override(known, settings) if settings else known
     if PRESETS.get(name) == changed:
         return name, changed
     text = json.dumps(asdict(changed), sort_keys=True)
     return f"{name}#{hashlib.sha256(text.encode()).hexdigest()[:12]}", changed
-
-
-def _read(path: Path) -> Preset:
-    import yaml
-
-    try:
-        text = path.read_text(encoding="utf-8")
-        values, twice = yaml.safe_load(text), _written_twice(yaml.compose(text, yaml.SafeLoader))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file ({error}); expected YAML with the fields of a preset") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
-    if twice:
-        raise ValueError(f"{path}: {twice[0]} is there twice (line {twice[1]}); expected once")
-    return config_from_json(Preset, {} if values is None else values, str(path))
-
-
-def _written_twice(node: Any) -> tuple[str, int] | None:
-    """A key that a mapping of a YAML tree has twice, and its line: of the two, the loader would drop the first."""
-    seen: set[str] = set()
-    for child in node.value if node is not None and isinstance(node.value, list) else ():
-        key, value = child if isinstance(child, tuple) else (None, child)
-        if key is not None and key.value in seen:
-            return key.value, key.start_mark.line + 1
-        if key is not None and isinstance(key.value, str):
-            seen.add(key.value)
-        if found := _written_twice(value):
-            return found
-    return None
 
 
 def draw(preset: Preset, rng: np.random.Generator) -> tuple[Primary, ...]:
