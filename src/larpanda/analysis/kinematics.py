@@ -66,7 +66,7 @@ class Detector:
 class EnergyScale:
     """Kinetic energy over the energy in a particle's voxels: what is below threshold, not found or not ionisation.
 
-    Fitted as medians on generated events (``benchmarks/fit_energy_scale.py``).
+    Fitted as medians on generated events (``benchmarks/kinematics.py``).
     """
 
     photon: float = 1.0
