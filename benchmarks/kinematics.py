@@ -24,6 +24,7 @@ from larpanda.analysis.kinematics import (
     angle_degrees,
     measure,
 )
+from larpanda.analysis.ranges import RANGE_CM, range_cm
 from larpanda.data import open_events
 from larpanda.event import MIN_ENERGY_MEV, VOXEL_CM, Event, Motif, Species
 
@@ -41,6 +42,7 @@ class Known:
     end: np.ndarray  # [3] cm
     direction: np.ndarray  # [3] momentum
     contained: bool  # in the truth and by its voxels
+    at_rest: bool  # a track that went as far as its energy allows, within a tenth
     parent: tuple[int, int]  # PDG code and track of the parent
     voxels: int
     found: ParticleMeasure
@@ -52,7 +54,7 @@ class Vertex:
 
     miss: float  # cm
     begins: int
-    inside: bool
+    inside: bool  # the true vertex is fiducial
 
 
 def particles_of(event: Event, scale: EnergyScale) -> tuple[list[Known], list[Vertex]]:
@@ -84,14 +86,18 @@ def particles_of(event: Event, scale: EnergyScale) -> tuple[list[Known], list[Ve
         whole, measures = measure(groups, Detector(), scale)
         starts = {p: truth.start[p].double().numpy() * VOXEL_CM for p in ids}
         for p, one in zip(ids, measures, strict=True):
+            species, kinetic = Species(int(truth.species[p])), float(truth.kinetic_energy[p])
+            end = truth.end[p].double().numpy() * VOXEL_CM
+            went = float(np.linalg.norm(end - starts[p]))
             particles.append(
                 Known(
-                    Species(int(truth.species[p])),
-                    float(truth.kinetic_energy[p]),
+                    species,
+                    kinetic,
                     starts[p],
-                    truth.end[p].double().numpy() * VOXEL_CM,
+                    end,
                     truth.momentum_vector[p].double().numpy(),
                     one.contained and int(truth.contained[p]) == 1,
+                    species in RANGE_CM and abs(went - range_cm(kinetic, species)) < 0.1 * range_cm(kinetic, species),
                     (int(truth.parent_pdg[p]), int(truth.parent_track_id[p])),
                     int((owner == p).sum()),
                     one,
@@ -112,7 +118,7 @@ def _vertex(
         bool(np.linalg.norm(starts[p] - true) < 0.1) and Species(int(truth.species[p])) is not Species.PHOTON
         for p in ids
     )
-    inside = bool(((true >= 0) & (true <= 230.4)).all())
+    inside = Detector().contains(true[None], Detector().fiducial_cm)
     return [Vertex(float(np.linalg.norm(np.array(whole.vertex_cm) - true)), begins, inside)]
 
 
@@ -120,7 +126,9 @@ def fit(particles: Sequence[Known]) -> EnergyScale:
     """The scale of each species: median of true over summed energy."""
     factors = {}
     for species in Species:
-        ratio = [p.kinetic / p.found.calo_energy_mev for p in particles if p.species is species and p.contained]
+        mine = [p for p in particles if p.species is species and p.contained]
+        whole = [p for p in mine if p.at_rest or species not in RANGE_CM]  # what reacts leaves its energy to others
+        ratio = [p.kinetic / p.found.calo_energy_mev for p in whole]
         factors[species.name.lower()] = round(float(np.median(ratio)), 4) if ratio else 1.0
     return EnergyScale(**factors)
 
@@ -142,14 +150,17 @@ def share(values: Sequence[float], part: float) -> str:
 
 def print_tables(particles: Sequence[Known], vertices: Sequence[Vertex]) -> None:
     """What the issue asks for."""
-    print("| | n, contained | energy / true | calorimetric / true | by range / true | n, not | calorimetric / true |")
-    print("|---" * 7 + "|")
+    columns = ("n, contained", "energy / true", "calorimetric / true", "by range / true", "n, at rest", "energy / true")
+    columns += ("n, not contained", "calorimetric / true")
+    print(f"| | {' | '.join(columns)} |\n{'|---' * 9}|")
     for species in Species:
         mine = [p for p in particles if p.species is species]
         inside, outside = ([p for p in mine if p.contained == contained] for contained in (True, False))
         row = [quantiles([p.found.energy_mev / p.kinetic for p in inside])]
         row += [quantiles([p.found.calo_energy_mev / p.kinetic for p in inside])]
         row += [quantiles([p.found.range_energy_mev / p.kinetic for p in inside])]
+        rest = [p for p in inside if p.at_rest]
+        row += [f"{len(rest)}", quantiles([p.found.energy_mev / p.kinetic for p in rest])]
         row += [f"{len(outside)}", quantiles([p.found.calo_energy_mev / p.kinetic for p in outside])]
         print(f"| {species.name.lower()} | {len(inside)} | {' | '.join(row)} |")
     print(
@@ -171,7 +182,7 @@ def print_tables(particles: Sequence[Known], vertices: Sequence[Vertex]) -> None
             else ""
         ]
         print(f"| {species.name.lower()} | {len(long)} | {' | '.join(row)} |")
-    print("\n| tracks and electrons at the vertex | n | 68 % within (cm) | share within 1 cm |")
+    print("\n| tracks and electrons at the (fiducial) vertex | n | 68 % within (cm) | share within 1 cm |")
     print("|---" * 4 + "|")
     for name, chosen in (
         ("1", [v for v in vertices if v.inside and v.begins == 1]),

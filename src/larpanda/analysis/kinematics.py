@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.spatial import cKDTree
 
 from larpanda.analysis.ranges import RANGE_CM, energy_mev, momentum_mev
 from larpanda.analysis.trajectory import Trajectory, loss_profile, trajectory
@@ -23,6 +24,8 @@ BRAGG_CM = 3.0  # of a track, at either end: which loses more?
 BRAGG_SHARE = 0.5  # of the difference that a stopping particle makes, from which on it stopped
 WALL_CM = 1.0  # an end so near to a wall is where the particle left, or came in
 MEET_CM = 2.0  # ends so near to one another meet
+FEW_VOXELS = 60  # of a shower: below, it is a single electron, or not much more
+CURL_CM = 5.0
 POINTING_DEGREES = 15.0  # of a photon, from where it came
 POINTING_WEIGHT = 0.6  # of a photon that points to a place, against a track that begins there
 UNSURE_WEIGHT = 0.8  # of an end that may be a track's start, against one that is
@@ -95,8 +98,8 @@ class ParticleMeasure:
     """What was measured of a particle. NaN: not for this one."""
 
     calo_energy_mev: float  # kinetic, from the energy of its voxels and the scale of its species
-    range_energy_mev: float  # kinetic, from its length; muons, pions, protons that are contained
-    energy_mev: float  # kinetic, the better of the two
+    range_energy_mev: float  # kinetic, from its length; contained muons, and pions and protons that came to rest
+    energy_mev: float  # kinetic: by range if there is one, else calorimetric, or what the length needs if that is more
     momentum_mev: float  # MeV/c, from it
     start_cm: tuple[float, float, float]
     end_cm: tuple[float, float, float]
@@ -129,6 +132,7 @@ class _Shape:
     axis: Numbers  # [3] of a shower, from its first end
     ends: Numbers  # [2, 3] cm; of a shower start and end
     start: int  # the end of a track where it began; -1: cannot be told
+    stopped: bool  # a track that came to rest, by its Bragg peak or a Michel electron
 
 
 def measure(
@@ -146,7 +150,8 @@ def measure(
         rounding.
     """
     michels = [group.position for group in groups if group.michel]
-    shapes = [_shape(group, michels, detector) for group in groups]
+    tracks = [group.position for group in groups if group.species in RANGE_CM]
+    shapes = [_shape(group, tracks, michels, detector) for group in groups]
     vertex = _vertex(shapes)
     particles = [_measure_one(shape, vertex, detector, scale) for shape in shapes]
     primaries = [one for one in zip(groups, particles, strict=True) if one[1].primary]
@@ -250,10 +255,14 @@ def angle_degrees(a: Numbers, b: Numbers) -> float:
     return math.degrees(math.acos(float(np.clip(a @ b / lengths, -1.0, 1.0)))) if lengths > 0 else math.nan
 
 
-def _shape(group: Group, michels: Sequence[Numbers], detector: Detector) -> _Shape:
+def _shape(group: Group, tracks: Sequence[Numbers], michels: Sequence[Numbers], detector: Detector) -> _Shape:
     if group.species not in RANGE_CM:
         axis, ends = shower_axis(group.position, group.energy)
-        return _Shape(group, None, axis, ends, 0)
+        if group.species is Species.ELECTRON and tracks:  # struck out of a track, or left by one that stopped
+            gap, _ = cKDTree(np.concatenate(tracks)).query(ends)
+            if min(gap) <= MEET_CM and gap[1] < gap[0]:
+                axis, ends = -axis, ends[::-1]
+        return _Shape(group, None, axis, ends, 0, False)
     track = trajectory(group.position)
     ends = group.position[track.ends]
     stop = _stop(group, track, ends, michels)
@@ -261,7 +270,7 @@ def _shape(group: Group, michels: Sequence[Numbers], detector: Detector) -> _Sha
     at_wall = [not detector.contains(end[None], WALL_CM) for end in ends]
     if start < 0 and at_wall[0] != at_wall[1]:  # it left there
         start = at_wall.index(False)
-    return _Shape(group, track, np.zeros(3), ends, start)
+    return _Shape(group, track, np.zeros(3), ends, start, stop >= 0)
 
 
 def _stop(group: Group, track: Trajectory, ends: Numbers, michels: Sequence[Numbers]) -> int:
@@ -292,7 +301,7 @@ def shower_axis(position: Numbers, energy: Numbers) -> tuple[Numbers, Numbers]:
     Returns:
         [3] direction of length 1 from start to end, 0 for a single voxel, and [2, 3] cm start and end: the first and
         last along the axis of the four fifths of the voxels that are nearest to it. The start is where the shower is
-        narrow.
+        narrow, or where a short one has fewer voxels (of generated ones this is right in 94 and 85 %).
     """
     if len(position) == 1:
         return np.zeros(3), position[[0, 0]]
@@ -303,12 +312,14 @@ def shower_axis(position: Numbers, energy: Numbers) -> tuple[Numbers, Numbers]:
     axis = axis * np.sign(axis[np.argmax(np.abs(axis))])
     along = offset @ axis
     wide = np.linalg.norm(offset - along[:, None] * axis, axis=1)
-    core = wide <= np.quantile(wide, 0.8)
-    # one end is narrow and dense, where the shower began
-    spread = [float((energy * wide)[half].sum() / max(energy[half].sum(), 1e-9)) for half in (along < 0, along >= 0)]
-    if spread[0] > spread[1]:
+    rows = np.flatnonzero(wide <= np.quantile(wide, 0.8))
+    if len(position) >= FEW_VOXELS:  # a shower widens
+        ends_wide = [float(np.average(wide[half], weights=energy[half])) for half in (along < 0, along >= 0)]
+    else:  # an electron curls up where it stops
+        core = along[wide <= max(1.0, float(np.quantile(wide, 0.3)))]
+        ends_wide = [float((core < core.min() + CURL_CM).sum()), float((core > core.max() - CURL_CM).sum())]
+    if ends_wide[0] > ends_wide[1]:
         axis, along = -axis, -along
-    rows = np.flatnonzero(core)
     ends = position[[rows[np.argmin(along[rows])], rows[np.argmax(along[rows])]]]
     return axis, ends
 
@@ -334,10 +345,13 @@ def _measure_one(shape: _Shape, vertex: Numbers, detector: Detector, scale: Ener
         start_dedx, end_dedx = float(group.energy[away <= START_CM].sum() / START_CM), math.nan
     contained = detector.contains(group.position, detector.containment_cm)
     calo = float(group.energy.sum()) * scale.of(species)
-    by_range = math.nan
+    by_range, energy = math.nan, calo
     if shape.track is not None and contained and length > 0:
-        by_range = float(energy_mev(length, species))
-    energy = calo if math.isnan(by_range) else by_range
+        needed = float(energy_mev(length, species))  # to come so far
+        if shape.stopped or species is Species.MUON:
+            by_range = energy = needed
+        else:  # a hadron that has perhaps reacted, and would have gone on
+            energy = max(calo, needed)
     gap = float(np.linalg.norm(start - vertex))
     points_back = species is Species.PHOTON and angle_degrees(start - vertex, direction) < POINTING_DEGREES
     return ParticleMeasure(

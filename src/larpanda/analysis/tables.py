@@ -58,8 +58,9 @@ PARTICLES = pa.schema([
     _column("deposited_mev", pa.float64(), "MeV", "sum over its rows"),
     _column("calo_energy_mev", pa.float64(), "MeV", "kinetic energy from that sum and the scale of its species"),
     _column("range_energy_mev", pa.float64(), "MeV", "kinetic energy from its length",
-            null="unless a contained muon, pion or proton"),
-    _column("energy_mev", pa.float64(), "MeV", "kinetic energy: by range if there is one, else calorimetric"),
+            null="unless a contained muon, or a pion or proton that came to rest"),
+    _column("energy_mev", pa.float64(), "MeV", "kinetic energy: by range if there is one, else calorimetric, or what "
+            "the length of a contained track needs if that is more"),
     _column("momentum_mev", pa.float64(), "MeV/c", "from energy_mev"),
     *(_column(f"start_{axis}", pa.float32(), "cm", "where it begins, from the corner of the image") for axis in "xyz"),
     *(_column(f"end_{axis}", pa.float32(), "cm", "where it ends; of a shower the voxel farthest from the start")
