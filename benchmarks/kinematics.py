@@ -220,7 +220,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     fitted = [
-        p for event in open_events(arguments.fit)[: arguments.events] for p in particles_of(event, EnergyScale())[0]
+        p
+        for event in open_events(arguments.fit)[: arguments.events]
+        for p in particles_of(event, EnergyScale(1.0, 1.0, 1.0, 1.0, 1.0))[0]
     ]
     scale = fit(fitted)
     print(f"{scale}\n")

@@ -1,6 +1,7 @@
 """Measures of made-up particles whose numbers are known, and of generated ones against what the simulation knows."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from larpanda.analysis.kinematics import Detector, EnergyScale, Group, angle_deg
 from larpanda.analysis.ranges import energy_mev, momentum_mev, range_cm
 from larpanda.event import VOXEL_CM, Motif, Species
 
+NO_SCALE = EnergyScale(1.0, 1.0, 1.0, 1.0, 1.0)
 UNIT = np.array([0.6, 0.48, 0.64])
 
 
@@ -40,7 +42,7 @@ def shower(species, start, direction, n=400, seed=0):
 )
 def test_a_stopping_track(species, kinetic):
     group = track(species, kinetic, (100, 100, 100))
-    interaction, (one,) = measure([group], Detector(), EnergyScale())
+    interaction, (one,) = measure([group], Detector(), NO_SCALE)
     assert one.length_cm == pytest.approx(range_cm(kinetic, species), abs=0.4)
     assert one.range_energy_mev == one.energy_mev == pytest.approx(kinetic, rel=0.04)
     assert one.calo_energy_mev == pytest.approx(kinetic, rel=0.01)
@@ -58,7 +60,7 @@ def test_a_muon_that_leaves_began_inside():
     group = track(Species.MUON, 800.0, (100, 100, 100), until_cm=200 / UNIT[2])
     inside = ((group.position > 0) & (group.position < 230.4)).all(1)
     group = Group(group.species, group.position[inside], group.energy[inside])
-    interaction, (one,) = measure([group], Detector(), EnergyScale(muon=2.0))
+    interaction, (one,) = measure([group], Detector(), replace(NO_SCALE, muon=2.0))
     assert np.linalg.norm(np.array(one.start_cm) - 100) < 0.5
     assert not one.contained
     assert not interaction.contained
@@ -72,7 +74,7 @@ def test_a_michel_electron_is_where_the_muon_stopped():
     near = np.array([[0.3, 0, 0], [0.6, 0.3, 0], [0.9, 0.3, 0.3]])
     michel = Group(Species.ELECTRON, end + near, np.ones(3), michel=True)
     for groups in ([muon, michel], [michel, muon]):
-        interaction, measures = measure(groups, Detector(), EnergyScale())
+        interaction, measures = measure(groups, Detector(), NO_SCALE)
         assert np.linalg.norm(np.array(interaction.vertex_cm) - 100) < 0.5
         assert sorted(one.primary for one in measures) == [False, True]
 
@@ -82,7 +84,7 @@ def test_a_vertex_is_where_particles_meet_and_photons_point():
     left, right = np.array([-0.8, 0.6, 0.0]), np.array([0.0, -0.6, 0.8])
     photon = shower(Species.PHOTON, vertex + 15 * UNIT, UNIT)
     groups = [track(Species.MUON, 180.0, vertex, left), track(Species.PROTON, 120.0, vertex, right), photon]
-    interaction, measures = measure(groups, Detector(), EnergyScale())
+    interaction, measures = measure(groups, Detector(), NO_SCALE)
     assert np.linalg.norm(np.array(interaction.vertex_cm) - vertex) < 0.5
     assert interaction.topology == "1g1mu1p"
     assert interaction.fiducial
@@ -99,7 +101,7 @@ def test_two_photons_meet_where_their_axes_do():
     vertex = np.array([100.0, 100.0, 100.0])
     ways = (UNIT, np.array([-0.6, 0.48, 0.64]))
     groups = [shower(Species.PHOTON, vertex + 12 * way, way, seed=i) for i, way in enumerate(ways)]
-    interaction, measures = measure(groups, Detector(), EnergyScale())
+    interaction, measures = measure(groups, Detector(), NO_SCALE)
     assert np.linalg.norm(np.array(interaction.vertex_cm) - vertex) < 3.0
     assert [one.primary for one in measures] == [True, True]
     assert interaction.topology == "2g"
@@ -113,20 +115,20 @@ def test_order_changes_nothing_and_shifts_shift():
         track(Species.PION, 90.0, vertex, np.array([0.0, -0.6, 0.8])),
         shower(Species.ELECTRON, vertex, np.array([0.0, 1.0, 0.0])),
     ]
-    expected, particles = measure(groups, Detector(), EnergyScale())
+    expected, particles = measure(groups, Detector(), NO_SCALE)
     turned = [
         Group(group.species, group.position[order], group.energy[order])
         for group in groups[::-1]
         for order in [rng.permutation(len(group.energy))]
     ]
-    found, others = measure(turned, Detector(), EnergyScale())
+    found, others = measure(turned, Detector(), NO_SCALE)
     np.testing.assert_allclose(found.vertex_cm, expected.vertex_cm, rtol=1e-9)
     assert found.topology == expected.topology == "1e1mu1pi"
     for one, other in zip(particles, others[::-1], strict=True):
         for name in one.__dataclass_fields__:
             np.testing.assert_allclose(getattr(other, name), getattr(one, name), rtol=1e-9, atol=1e-9)
     moved = [Group(group.species, group.position + 30.0, group.energy) for group in groups]
-    shifted, _ = measure(moved, Detector(), EnergyScale())
+    shifted, _ = measure(moved, Detector(), NO_SCALE)
     np.testing.assert_allclose(shifted.vertex_cm, np.array(expected.vertex_cm) + 30.0, rtol=1e-9)
 
 
@@ -134,7 +136,7 @@ def test_order_changes_nothing_and_shifts_shift():
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_a_few_voxels(species, n):
     group = Group(species, np.array([[30.0, 30.0, 30.0 + 0.3 * i] for i in range(n)]), np.full(n, 0.5))
-    interaction, (one,) = measure([group], Detector(), EnergyScale())
+    interaction, (one,) = measure([group], Detector(), NO_SCALE)
     assert all(math.isfinite(value) for value in (*one.start_cm, *one.end_cm, *interaction.vertex_cm))
     assert one.energy_mev > 0
     assert interaction.topology == ""
@@ -146,7 +148,7 @@ def test_walls():
     detector = Detector((0, 0, 0), (100, 100, 100), 5.0, 10.0)
     at = lambda x: Group(Species.PROTON, np.array([[50.0, 50.0, x]]), np.ones(1))  # noqa: E731
     for x, contained, fiducial in ((50, True, True), (93, True, False), (97, False, False), (5, True, False)):
-        interaction, (one,) = measure([at(x)], detector, EnergyScale())
+        interaction, (one,) = measure([at(x)], detector, NO_SCALE)
         assert (one.contained, interaction.fiducial) == (contained, fiducial)
     with pytest.raises(ValueError, match="expected low below high"):
         Detector((0, 0, 5), (1, 1, 5))
@@ -166,7 +168,7 @@ def test_generated_particles_by_their_true_voxels():
             if species not in (2, 3, 4) or rows.sum() < 35:
                 continue
             group = Group(Species(species), position[rows], visible.energy.double().numpy()[rows])
-            _, (one,) = measure([group], Detector(), EnergyScale())
+            _, (one,) = measure([group], Detector(), NO_SCALE)
             angle = angle_degrees(np.array(one.direction), truth.momentum_vector[p].double().numpy())
             angles.append(min(angle, 180 - angle))
             if species == 2 and one.contained and truth.contained[p] == 1:
