@@ -4,13 +4,15 @@ Every timed event has another size, as real ones do: a benchmark that repeats on
 for a size.
 """
 
-import multiprocessing
 import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import get_context
 from typing import TypeVar
 
 import torch
@@ -94,11 +96,20 @@ def measure(case: Case) -> list[Row]:
 
 
 def run(cases: Sequence[Case], report: Callable[[Case, list[Row]], None]) -> None:
-    """Measure each case in a process of its own, so that its peak of memory is its own."""
-    context = multiprocessing.get_context("spawn")
+    """Measure each case in a process of its own, so that its peak of memory is its own.
+
+    Raises:
+        ChildProcessError: it died, most likely for want of memory.
+    """
     for case in cases:
-        with context.Pool(1) as pool:
-            report(case, pool.apply(measure, (case,)))
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            try:
+                rows = pool.submit(measure, case).result()
+            except BrokenProcessPool:
+                raise ChildProcessError(
+                    f"the process that measured {case.batch} x {case.voxels} voxels died; was there memory for it?"
+                ) from None
+        report(case, rows)
 
 
 def crowd(voxels: int, number: int) -> Event:
