@@ -33,7 +33,7 @@ from larpanda.evaluate.summary import clustering
 from larpanda.event import Event, Motif, PointBatch, Species
 from larpanda.model.bundle import Model, load_bundle
 from larpanda.model.panoptic import SelectConfig
-from larpanda.train.instances import instance_table, n_things
+from larpanda.train.instances import instance_tables, n_things
 
 What = Literal["particle", "interaction"]
 LEVELS: tuple[What, ...] = ("particle", "interaction")
@@ -133,8 +133,8 @@ def tables_of(
 ) -> dict[str, list[Overlap]]:
     """The tables of all events by each method."""
     return {
-        "head": [instance_table(model, what, event, SelectConfig()) for event in events],
-        "head, all covered": [instance_table(model, what, event, SelectConfig(cover_all=True)) for event in events],
+        "head": instance_tables(model, what, events, SelectConfig()),
+        "head, all covered": instance_tables(model, what, events, SelectConfig(cover_all=True)),
         "components": [judge(one, what, clusters(one, TOUCHING, 1, True), species) for one in seen],
         "DBSCAN": [judge(one, what, clusters(one, *settings), species) for one in seen],
     }

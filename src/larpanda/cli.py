@@ -11,7 +11,7 @@ from pathlib import Path
 
 import larpanda
 from larpanda import verbs
-from larpanda.options import Parser, Version, number, numbers, one_line, positive
+from larpanda.options import Parser, Version, heads, number, numbers, one_line, positive
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,13 +100,13 @@ def _parser() -> argparse.ArgumentParser:
         verbs.finetune,
         "larpanda finetune semantic labelled.h5 --from nano_encoder --mode decoder --labels 100 --out run",
     )
-    one.add_argument("task", choices=["semantic", "particle", "interaction"], help="what to learn")
+    one.add_argument("heads", type=heads, metavar="HEADS", help="semantic, particle, interaction, or several: a,b,c")
     one.add_argument("data", nargs="+", metavar="DATA", help="event files, folders, globs, or generate:PRESET")
     one.add_argument("--from", dest="start", required=True, metavar="BUNDLE|scratch", help="first weights")
     one.add_argument("--out", type=Path, required=True, metavar="RUN", help="run folder; goes on if it has checkpoints")
     one.add_argument("--mode", choices=["linear", "decoder", "full"], help="what trains; the rest stays frozen (full)")
     one.add_argument("--labels", type=number, metavar="K", help="train on K events, drawn with the seed (all)")
-    one.add_argument("--recipe", help="nano_TASK (default), panda_TASK; nano_uresnet, panda_uresnet for the baseline")
+    one.add_argument("--recipe", help="nano_HEAD, for several nano (default); panda_HEAD; nano_uresnet, panda_uresnet")
     one.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="e.g. optim.lr=1e-3, steps=500")
     one.add_argument("--seed", type=int, help="of the weights, the order of events and the views (0)")
     device(one)

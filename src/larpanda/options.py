@@ -40,6 +40,14 @@ def numbers(text: str) -> list[int]:
     return [number(part) for part in text.split(",")]
 
 
+def heads(text: str) -> tuple[str, ...]:
+    """Heads of a model, with commas between."""
+    names = tuple(text.split(","))
+    if len(set(names)) < len(names) or not set(names) <= {"semantic", "particle", "interaction"}:
+        raise argparse.ArgumentTypeError(f"{text}: expected semantic, particle, interaction, or several as a,b,c")
+    return names
+
+
 def positive(text: str) -> float:
     """A number above 0."""
     value = float(text)

@@ -29,7 +29,11 @@ def pick_device(name: str) -> torch.device:
         raise ValueError(f"device {name!r} is not known; expected auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("no CUDA device here, or a CPU build of PyTorch; use --device cpu or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    # cuDNN's attention, which PyTorch prefers on some GPUs, compiles for each new shape, and every batch has new ones.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    return torch.device("cuda")
 
 
 def give_back_memory() -> None:

@@ -44,10 +44,10 @@ from larpanda.results import (
     write_result,
 )
 from larpanda.train.finetune import finetune
-from larpanda.train.instances import instance_table, n_things
+from larpanda.train.instances import instance_tables, n_things
+from larpanda.train.motifs import motif_tables
 from larpanda.train.pretrain import pretrain
 from larpanda.train.recipes import FINETUNE, PRETRAIN, FinetuneConfig, PretrainConfig
-from larpanda.train.tasks import motif_table
 
 ENCODER = "encoder_k"  # pre-training on K events
 TASK_ROWS: dict[Task, tuple[str, ...]] = {
@@ -241,7 +241,7 @@ def _finetune(config: StudyConfig, cell: Cell, out: Path) -> str | None:
         out,
         cell,
         lambda say: finetune(
-            config.task,
+            [config.task],
             events,
             settings,
             out / "runs" / cell.name,
@@ -265,14 +265,14 @@ def judge(task: Task, model: Model, source: str) -> Judged:
     """A model's numbers on the events of a test set: the headline, and those of each class."""
     events = open_events(source)
     if task == "semantic":
-        motifs = segmentation([motif_table(model, event) for event in events])
+        motifs = segmentation(motif_tables(model, events))
         scores = [Score("macro_f1", motifs.macro_f1, motifs.macro_f1_low, motifs.macro_f1_high)]
         scores += [
             Score(f"f1_{motif.name.lower()}", *map(float, ends))
             for motif, *ends in zip(Motif, motifs.f1, motifs.f1_low, motifs.f1_high, strict=True)
         ]
         return Judged(source, len(events), tuple(scores))
-    tables = [instance_table(model, task, event, SelectConfig()) for event in events]
+    tables = instance_tables(model, task, events, SelectConfig())
     found = clustering(tables, n_things(task))
     scores = [Score(name, one.value, one.low, one.high) for name, one in found.means.items()]
     if task == "particle":

@@ -157,7 +157,7 @@ def pretrain(arguments: argparse.Namespace) -> int:
 
 
 def finetune(arguments: argparse.Namespace) -> int:
-    """Train a head on labels, with the encoder or on it."""
+    """Train heads on labels, with the encoder or on it."""
     from larpanda.config import override
     from larpanda.data import open_events
     from larpanda.parallel import joined, rank
@@ -165,14 +165,15 @@ def finetune(arguments: argparse.Namespace) -> int:
     from larpanda.train.finetune import finetune as learn
     from larpanda.train.recipes import FINETUNE
 
-    arguments.recipe = arguments.recipe or f"nano_{arguments.task}"
+    heads = arguments.heads
+    arguments.recipe = arguments.recipe or (f"nano_{heads[0]}" if len(heads) == 1 else "nano")
     settings = [f"{name}={getattr(arguments, name)}" for name in ("mode", "labels") if getattr(arguments, name)]
     config = override(_recipe(FINETUNE, arguments)(), [*_settings(arguments), *settings])
     scale = {"energy_scale": arguments.energy_scale, "voxel_mm": arguments.voxel_mm}
     events = open_events(arguments.data, **scale)
     with joined(arguments.device), closing(Progress(arguments.quiet)) as progress:
         bundle = learn(
-            arguments.task,
+            heads,
             events,
             config,
             arguments.out,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from larpanda.sparse.attend import attend, attend_points, windows
+from larpanda.sparse.attend import Packed, attend, attend_points, windows
 
 SIZE, HEADS, CHANNELS = 8, 2, 6
 
@@ -55,14 +55,16 @@ def test_no_rows():
     assert attend(torch.zeros(0, 18), HEADS, windows(torch.tensor([0, 0]), none, SIZE), 0).shape == (0, CHANNELS)
 
 
-def test_queries_over_the_points_of_their_event():
-    """Against a softmax written out, one head and query after the other."""
+@pytest.mark.parametrize("padded", [False, True])
+def test_queries_over_the_points_of_their_event(padded, monkeypatch):
+    """Against a softmax written out, one head and query after the other; events one by one, or padded as on a GPU."""
+    monkeypatch.setattr("larpanda.sparse.attend.side_by_side", lambda device: padded)
     start, queries = torch.tensor([0, 5, 5, 8]), 3
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(3, queries, CHANNELS, generator=generator, dtype=torch.double)
     key, value = torch.randn(2, 8, CHANNELS, generator=generator, dtype=torch.double)
     bias = torch.randn(8, queries, generator=generator, dtype=torch.double)
-    found = attend_points(query, key, value, bias, start, HEADS)
+    found = attend_points(query, key, value, bias, Packed.of(start), HEADS)
     width = CHANNELS // HEADS
     for b in range(3):
         mine = slice(start[b], start[b + 1])
@@ -71,3 +73,20 @@ def test_queries_over_the_points_of_their_event():
                 channels = slice(h * width, (h + 1) * width)
                 logits = key[mine, channels] @ query[b, q, channels] * width**-0.5 + bias[mine, q]
                 torch.testing.assert_close(found[b, q, channels], logits.softmax(0) @ value[mine, channels])
+
+
+def test_products_of_events_and_their_gradients_are_the_same_padded_or_not(monkeypatch):
+    start, results = torch.tensor([0, 5, 5, 8]), []
+    for padded in (False, True):
+        monkeypatch.setattr("larpanda.sparse.attend.side_by_side", lambda device, padded=padded: padded)
+        generator = torch.Generator().manual_seed(0)
+        rows, value = torch.randn(2, 8, 6, generator=generator, dtype=torch.double).requires_grad_().unbind(0)
+        matrix = torch.randn(3, 4, 6, generator=generator, dtype=torch.double, requires_grad=True)
+        packed = Packed.of(start)
+        product = packed.times(rows, matrix)
+        found = attend_points(matrix, rows, value, product.detach(), packed, HEADS)
+        gradients = torch.autograd.grad((product**2).sum() + (found**3).sum(), (rows, value, matrix))
+        results.append((product, found, *gradients))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(product[5:], rows[5:] @ matrix[2].t())

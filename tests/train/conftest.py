@@ -25,7 +25,7 @@ def tiny_run() -> FinetuneConfig:
         batch_events=2,
         optim=OptimConfig(lr=3e-3),
         augmentation=Augmentation(charge_scale=0.05, charge_jitter=0.05),
-        loss=SemanticLossConfig(lovasz_weight=0.5),
+        semantic_loss=SemanticLossConfig(lovasz_weight=0.5),
         validation_events=2,
         save_every=3,
         evaluate_every=4,

@@ -21,7 +21,7 @@ SETTINGS = {
     "save_every": 3,
     "evaluate_every": 4,
     "optim.lr": 3e-3,
-    "loss.lovasz_weight": 0.0,  # the only part that is not a sum over points, so the same however they are divided
+    "semantic_loss.lovasz_weight": 0.0,  # alone is no sum over points, so not the same however they are divided
 }
 KILLED = -9
 SLOW_TO_IMPORT = [

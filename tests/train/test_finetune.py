@@ -22,7 +22,7 @@ def events(make_cloud):
 
 def run(events, config, folder, said=None, start=None):
     say = said.append if said is not None else lambda line: None
-    return finetune("semantic", events, config, folder, sources=["clouds"], start=start, device="cpu", say=say)
+    return finetune(["semantic"], events, config, folder, sources=["clouds"], start=start, device="cpu", say=say)
 
 
 def weights(bundle):

@@ -13,15 +13,16 @@ from larpanda.evaluate.clustering import overlap, rand_index
 from larpanda.event import Event, PointBatch
 from larpanda.model.backbone import EncoderConfig
 from larpanda.model.bundle import Model, ModelConfig, load_bundle, save_bundle
-from larpanda.model.matching import SetLossConfig
 from larpanda.model.panoptic import PanopticConfig, SelectConfig
 from larpanda.model.semantic import SemanticConfig
 from larpanda.train import instances
 from larpanda.train.finetune import finetune
-from larpanda.train.instances import Panoptic, cell_values, instance_table, numbered
+from larpanda.train.instances import Instances, cell_values, instance_tables
 from larpanda.train.loop import fit
+from larpanda.train.motifs import Motifs
 from larpanda.train.optim import OptimConfig
 from larpanda.train.recipes import FinetuneConfig
+from larpanda.train.supervised import Supervised
 
 ENCODER = EncoderConfig((16, 32), (1, 1), window=64, layer_scale=0.5, drop_path=0.0)
 HEAD = PanopticConfig(queries=8, classes=5, channels=32, blocks=2)
@@ -60,7 +61,6 @@ def config():
         model=ModelConfig(ENCODER, particle=HEAD),
         steps=6,
         batch_events=2,
-        loss=SetLossConfig(),
         optim=OptimConfig(lr=3e-3),
         augmentation=Augmentation(symmetry=False),
         validation_events=2,
@@ -69,19 +69,16 @@ def config():
     )
 
 
+def learning(config, events):
+    model = Model(config.model)
+    return Supervised(
+        model, {"particle": Instances(model.particle, "particle", config.set_loss)}, config.augmentation, events
+    )
+
+
 def run(what, events, config, folder, start=None):
-    return finetune(what, events, config, folder, sources=["tracks"], start=start, device="cpu", say=lambda line: None)
-
-
-def test_instances_are_numbered_and_have_the_class_of_most_points():
-    instance = torch.tensor([7, 3, 3, -1, 7, 7, 9])
-    kind = torch.tensor([2, 0, 0, 4, 1, 2, -1])
-    number, kinds = numbered(instance, kind)
-    assert number.tolist() == [1, 0, 0, -1, 1, 1, 2]
-    assert kinds.tolist() == [0, 2, -1]  # a species that is none of the five teaches its mask alone
-    number, kinds = numbered(torch.full((3,), -1), torch.zeros(3, dtype=torch.long))
-    assert number.tolist() == [-1] * 3
-    assert len(kinds) == 0
+    heads = what.split(",")
+    return finetune(heads, events, config, folder, sources=["tracks"], start=start, device="cpu", say=lambda line: None)
 
 
 def test_values_of_cells_are_those_of_their_points(events):
@@ -95,7 +92,7 @@ def test_values_of_cells_are_those_of_their_points(events):
 
 def test_the_loss_does_not_depend_on_the_order_of_events_or_points(events, config):
     torch.manual_seed(0)
-    task = Panoptic(Model(config.model), "particle", config.augmentation, config.loss, events[:1])
+    task = learning(config, events[:1])
     order = [torch.randperm(len(event)) for event in events[:3]]
     names = ("position", "energy", "motif", "species", "particle", "interaction")
     shuffled = [Event(*(getattr(e, name)[o] for name in names)) for e, o in zip(events[:3], order, strict=True)]
@@ -111,7 +108,7 @@ def test_the_loss_does_not_depend_on_the_order_of_events_or_points(events, confi
 def test_a_perfect_answer_scores_1_and_the_table_is_that_of_scikit_learn(events, config, monkeypatch):
     torch.manual_seed(0)
     model = Model(config.model)
-    table = instance_table(model, "particle", events[0], SelectConfig(cover_all=True))
+    (table,) = instance_tables(model, "particle", events[:1], SelectConfig(cover_all=True))
     assert table.voxels.sum() == len(events[0].visible()[0])
     assert table.true_class.max() < 5
     truth = np.repeat(table.true, table.voxels)
@@ -122,16 +119,16 @@ def test_a_perfect_answer_scores_1_and_the_table_is_that_of_scikit_learn(events,
 def test_calibration_divides_class_logits_by_what_matched_particles_ask_for(events, config, monkeypatch):
     """Told 0.99 each time and right in three of four cases: after it 0.75 is said."""
     torch.manual_seed(0)
-    task = Panoptic(Model(config.model), "particle", config.augmentation, config.loss, events[:1])
+    task = learning(config, events[:1])
     truth, kind = np.arange(40), np.zeros(40, np.int64)
     said = torch.full((40, 5), 0.0025)
     said[torch.arange(40), torch.tensor([0, 0, 0, 1] * 10)] = 0.99
     table = overlap(truth, truth, kind, said.argmax(1).numpy())
-    monkeypatch.setattr(instances, "find_instances", lambda *_: (table, said))
+    monkeypatch.setattr(instances, "find_instances", lambda *_: [(table, said)])
     pyramid = task.model.encoder(PointBatch.pack([events[0].visible()[0]]))
-    before = task.head(pyramid)[0].class_logits
+    before = task.model.particle(pyramid)[0].class_logits
     names = task.calibrate()
-    after = task.head(pyramid)[0].class_logits
+    after = task.model.particle(pyramid)[0].class_logits
     torch.testing.assert_close(after, before / names["class_temperature"])
     cooled = (said.log() / names["class_temperature"]).softmax(1)
     assert cooled.max() == pytest.approx(0.75, abs=0.001)
@@ -154,7 +151,48 @@ def test_heads_that_fit_the_encoder_stay(events, config, tmp_path, mode, what):
     if mode == "decoder":
         assert torch.equal(made.semantic.linear.weight, model.semantic.linear.weight.half().float())
     card = (tmp_path / "run/bundle/README.md").read_text()
-    assert f"{what.capitalize()}s of a liquid-argon image: Point Transformer V3 with 8 queries" in card
+    assert f"{what.capitalize()}s of a liquid-argon image: Point Transformer V3 with 8 queries for {what}s." in card
+
+
+def test_heads_that_learn_together_do_what_each_would(events, config):
+    """Loss and gradient of one pass of the encoder are the sums of those of three."""
+    torch.manual_seed(0)
+    model = Model(ModelConfig(ENCODER, SemanticConfig(None), HEAD, replace(HEAD, classes=1)))
+    objectives = {
+        "semantic": Motifs(model.semantic, config.semantic_loss),
+        "particle": Instances(model.particle, "particle", config.set_loss),
+        "interaction": Instances(model.interaction, "interaction", config.set_loss),
+    }
+    weights = {"semantic": 3.0}
+
+    def loss(names):
+        task = Supervised(model, {n: objectives[n] for n in names}, config.augmentation, events[4:], weights)
+        model.zero_grad()
+        batch = task.batch(events[:3], [np.random.default_rng(0) for _ in range(3)], 0.0)
+        losses = task.loss(batch, 0.0)
+        losses.total.backward()
+        return losses, model.encoder.embed.weight.grad.clone(), task.evaluate()
+
+    alone = [loss([name]) for name in objectives]
+    together, gradient, scores = loss(objectives)
+    torch.testing.assert_close(together.total, sum(one[0].total for one in alone))
+    torch.testing.assert_close(gradient, sum(one[1] for one in alone), rtol=1e-3, atol=1e-5)
+    assert {"semantic_accuracy", "particle_dice_loss", "interaction_led_loss"} <= together.parts.keys()
+    assert scores["headline"] == pytest.approx(
+        (scores["semantic_macro_f1"] + scores["particle_ari"] + scores["interaction_ari"]) / 3
+    )
+    assert scores["particle_pq"] == alone[1][2]["pq"]
+
+
+def test_a_run_of_three_heads_ends_with_a_bundle_of_three(events, config, tmp_path):
+    model = ModelConfig(ENCODER, SemanticConfig(None), HEAD, replace(HEAD, classes=1))
+    bundle = run("semantic,particle,interaction", events, replace(config, model=model), tmp_path / "run")
+    made = load_bundle(bundle).model
+    assert all(getattr(made, name) is not None for name in ("semantic", "particle", "interaction"))
+    card = (bundle / "README.md").read_text()
+    assert "8 queries for particles and 8 queries for interactions." in card
+    assert "larpanda finetune semantic,particle,interaction" in card
+    assert "| particle_class_temperature |" in card
 
 
 def test_what_cannot_be_learnt_is_refused(events, config, tmp_path):
@@ -178,12 +216,11 @@ def test_eight_events_are_learnt_by_heart(tmp_path):
         ),
         steps=700,
         batch_events=8,
-        loss=SetLossConfig(),
         optim=OptimConfig(lr=3e-3),
         augmentation=Augmentation(symmetry=False),
     )
     torch.manual_seed(0)
-    task = Panoptic(Model(config.model), "particle", config.augmentation, config.loss, events)
+    task = learning(config, events)
     (tmp_path / "run").mkdir()
     fit(task, events, config, tmp_path / "run", print)
     scores = task.evaluate()

@@ -21,6 +21,7 @@ from larpanda.model.semantic import SemanticLossConfig
 from larpanda.train.journal import Journal
 from larpanda.train.loader import Share, inputs
 from larpanda.train.loop import fit
+from larpanda.train.motifs import Motifs
 from larpanda.train.optim import (
     OptimConfig,
     learning_rate,
@@ -30,12 +31,17 @@ from larpanda.train.optim import (
     weight_decay,
 )
 from larpanda.train.run import claimed
-from larpanda.train.tasks import LabelledBatches, Losses, Semantic
+from larpanda.train.supervised import Supervised
+from larpanda.train.tasks import LabelledBatches, Losses
 
 
 @pytest.fixture
 def events(make_cloud):
     return [make_cloud(80, seed=s) for s in range(7)]
+
+
+def learning(model, events):
+    return Supervised(model, {"semantic": Motifs(model.semantic, SemanticLossConfig(0.5))}, Augmentation(), events)
 
 
 class Poisoned:
@@ -44,7 +50,7 @@ class Poisoned:
     def __init__(self, config, events, steps, poison="loss"):
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            self.task = Semantic(Model(config.model), config.augmentation, SemanticLossConfig(0.5), events[5:])
+            self.task = learning(Model(config.model), events[5:])
         self.model, self.batch, self.poison = self.task.model, self.task.batch, poison
         self.progress = [step / config.steps for step in steps]
         self.weights, self.after = {}, []
@@ -181,7 +187,7 @@ def test_tensorboard_gets_what_the_log_has(events, tiny_run, tmp_path, monkeypat
 
 def test_bfloat16_changes_loss_and_gradient_by_its_rounding(events, tiny_model):
     """autocast of the CPU follows the same rules as that of CUDA, which training uses."""
-    task = Semantic(tiny_model, Augmentation(), SemanticLossConfig(0.5), events)
+    task = learning(tiny_model, events)
     make = LabelledBatches(Augmentation(), 0.13, task.batch.n_draws)
     batch = make(events[:3], [Stream(7, 3, 0).generator(0, place) for place in range(3)], 0.0)
     found = {}

@@ -17,9 +17,10 @@ from larpanda.event import Motif
 from larpanda.model.backbone import DecoderConfig
 from larpanda.model.bundle import Model, ModelConfig, load_bundle, save_bundle
 from larpanda.model.semantic import SemanticConfig, SemanticLossConfig
-from larpanda.train import tasks
+from larpanda.train import motifs
 from larpanda.train.finetune import finetune
-from larpanda.train.tasks import FrozenEvents, LinearSemantic, Semantic, motif_losses
+from larpanda.train.motifs import FrozenEvents, LinearSemantic, Motifs, motif_losses
+from larpanda.train.supervised import Supervised
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def encoder(tmp_path, tiny_run):
 def run(events, config, folder, start, said=None):
     say = said.append if said is not None else lambda line: None
     return finetune(
-        "semantic",
+        ["semantic"],
         events,
         config,
         folder,
@@ -67,7 +68,7 @@ def test_a_linear_layer_learns_the_same_whether_features_are_kept_or_made_again(
 ):
     config = replace(tiny_run, mode="linear")
     kept = run(events, config, tmp_path / "kept", encoder)
-    monkeypatch.setattr(tasks, "KEPT_BYTES", 0)
+    monkeypatch.setattr(motifs, "KEPT_BYTES", 0)
     again = run(events, config, tmp_path / "again", encoder)
     assert (kept / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
 
@@ -95,7 +96,7 @@ def test_a_linear_run_is_judged_as_its_bundle_is(events, encoder):
     torch.nn.init.normal_(model.semantic.linear.weight)
     model.encoder.requires_grad_(False)
     frozen = LinearSemantic(model, SemanticLossConfig(0.0), FrozenEvents(model.encoder, events, 0.13)).evaluate()
-    whole = Semantic(model, None, SemanticLossConfig(0.0), events).evaluate()
+    whole = Motifs(model.semantic, SemanticLossConfig(0.0)).evaluate(model, events)
     assert frozen["macro_f1"] == pytest.approx(whole["macro_f1"], abs=0.01)
 
 
@@ -122,13 +123,13 @@ def test_a_run_sees_its_labels_only(events, tiny_run, tmp_path):
 
 def test_the_best_weights_are_kept_or_the_last(events, tiny_run, tmp_path, monkeypatch):
     """Validations that get worse: the first is best, and its checkpoint is what the bundle holds."""
-    real, seen = Semantic.evaluate, []
+    real, seen = Supervised.evaluate, []
 
     def worse(self):
         seen.append(dict(real(self)))
         return {"macro_f1": 1.0 / len(seen)}
 
-    monkeypatch.setattr(Semantic, "evaluate", worse)
+    monkeypatch.setattr(Supervised, "evaluate", worse)
     config = replace(tiny_run, save_every=4, evaluate_every=4)
     best, last = (run(events, replace(config, keep=keep), tmp_path / keep, None) for keep in ("best", "last"))
     from safetensors.torch import load_file

@@ -119,7 +119,7 @@ def test_the_encoder_is_the_teachers_and_can_be_fine_tuned(events, config, tiny_
     assert bundle.provenance["task"] == "pretrain"
     still = replace(tiny_run, steps=1, optim=OptimConfig(lr=1e-12))
     fine = finetune(
-        "semantic",
+        ["semantic"],
         events,
         still,
         tmp_path / "fine",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from larpanda.event import UNKNOWN
 from larpanda.model.backbone import EncoderConfig, Pyramid
 from larpanda.model.unet import UResNetConfig
-from larpanda.sparse.attend import attend_points
+from larpanda.sparse.attend import Packed, attend_points
 
 NO_MASK = -1e4  # mask logit of points that are in no mask: sigmoid 0, yet finite, as in the released code
 SMALLEST = 1e-6  # added to the probability whose logarithm biases attention, as in the released code
@@ -84,18 +84,18 @@ class QueryBlock(nn.Module):
         self.mlp_in, self.mlp_out = nn.Linear(c, config.mlp_ratio * c), nn.Linear(config.mlp_ratio * c, c)
 
     def forward(
-        self, query: Tensor, query_position: Tensor, point: Tensor, point_position: Tensor, start: Tensor
+        self, query: Tensor, query_position: Tensor, point: Tensor, point_position: Tensor, packed: Packed
     ) -> tuple[Tensor, Tensor]:
-        """[B, Q, C] queries, [Q, C], [N, C] points, [N, C], [B + 1] -> updated queries, [N, Q] mask logits."""
+        """[B, Q, C] queries, [Q, C], [N, C] points, [N, C] -> updated queries, [N, Q] mask logits."""
         point = self.point_norm(point)
-        mask = self._mask(query, point, start)
+        mask = self._mask(query, point, packed)
         bias = torch.log(mask.detach().sigmoid() + SMALLEST)
         attended = attend_points(
             self.cross_query(self.cross_norm(query) + query_position),
             self.cross_key(point + point_position),
             self.cross_value(point),
             bias,
-            start,
+            packed,
             self.heads,
         )
         query = query + self.cross_linear(attended)
@@ -108,13 +108,10 @@ class QueryBlock(nn.Module):
         q, k, v = (x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
         query = query + self.self_linear(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         query = query + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(query))))
-        return query, self._mask(query, point, start) if self.config.mask_after_update else mask
+        return query, self._mask(query, point, packed) if self.config.mask_after_update else mask
 
-    def _mask(self, query: Tensor, point: Tensor, start: Tensor) -> Tensor:
-        embedding = self.mask_out(F.gelu(self.mask_in(query)))
-        # split, since the gradient of each slice would be a whole array of zeros
-        parts = torch.split(point, start.diff().tolist())
-        return torch.cat([part @ one.t() for part, one in zip(parts, embedding, strict=True)])
+    def _mask(self, query: Tensor, point: Tensor, packed: Packed) -> Tensor:
+        return packed.times(point, self.mask_out(F.gelu(self.mask_in(query))))
 
 
 class PanopticHead(nn.Module):
@@ -156,10 +153,10 @@ class PanopticHead(nn.Module):
         if self.point_in is not None:
             point = self.point_out(F.gelu(point))
         point_position = self.position_out(F.gelu(self.position_in(pyramid.position[thing].to(point.dtype))))
-        query = self.query.expand(len(n_things), -1, -1)
+        query, packed = self.query.expand(len(n_things), -1, -1), Packed.of(start)
         masks, classes = [], []
         for block in self.blocks:
-            query, mask = block(query, self.query_position, point, point_position, start)
+            query, mask = block(query, self.query_position, point, point_position, packed)
             masks.append(mask)
             normed = self.norm(query)
             classes.append(self.class_out(normed if self.class_in is None else F.gelu(self.class_in(normed))))

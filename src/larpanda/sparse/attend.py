@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from larpanda.sparse.kernels import attention, round_up
+from larpanda.sparse.kernels import attention, round_up, side_by_side
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,30 +144,68 @@ def attend(qkv: Tensor, heads: int, windows: Windows, order: int) -> Tensor:
     return result
 
 
-def attend_points(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, start: Tensor, heads: int) -> Tensor:
+@dataclass(frozen=True, slots=True, eq=False)
+class Packed:
+    """N rows of B events laid end to end, as products of each event's rows with its own matrix want them."""
+
+    start: Tensor  # [B + 1] int64, event b owns rows start[b]:start[b + 1]
+    lengths: list[int]  # of the events
+    place: Tensor | None  # [N] int64: of each row where events stand side by side; None: events are taken one by one
+    longest: int  # rows of an event that stands side by side with others
+
+    @classmethod
+    def of(cls, start: Tensor) -> "Packed":
+        """Decide how the events of a batch are taken: by what the device likes (``kernels.side_by_side``)."""
+        lengths = start.diff().tolist()
+        if not side_by_side(start.device):
+            return cls(start, lengths, None, 0)
+        longest = -(-max(lengths + [1]) // 8) * 8
+        event = torch.repeat_interleave(start.diff())
+        number = torch.arange(len(event), device=start.device) - start[event]
+        return cls(start, lengths, event * longest + number, longest)
+
+    def pad(self, x: Tensor, value: float = 0.0) -> Tensor:
+        """[N, C] -> [B, longest, C]."""
+        assert self.place is not None
+        padded = x.new_full((len(self.lengths) * self.longest, x.shape[1]), value)
+        return padded.index_copy(0, self.place, x).view(len(self.lengths), self.longest, x.shape[1])
+
+    def times(self, x: Tensor, matrix: Tensor) -> Tensor:
+        """The rows of each event times the transpose of its matrix. [N, C], [B, Q, C] -> [N, Q]."""
+        if self.place is not None:
+            return (self.pad(x) @ matrix.transpose(1, 2)).flatten(0, 1).index_select(0, self.place)
+        # split, since the gradient of each slice would be a whole array of zeros
+        return torch.cat([part @ one.t() for part, one in zip(torch.split(x, self.lengths), matrix, strict=True)])
+
+
+def attend_points(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, packed: Packed, heads: int) -> Tensor:
     """Multi-head softmax attention of each event's queries over its points.
 
     Args:
         query: [B, Q, C] float.
         key: [N, C] float.
         value: [N, C] float.
-        bias: [N, Q] float, added to the logits of all heads.
-        start: [B + 1] int64, event b owns points start[b]:start[b + 1].
+        bias: [N, Q] float without gradient, added to the logits of all heads.
+        packed: of the points.
         heads: divides C.
 
     Returns:
         [B, Q, C]; zero for an event without points.
     """
-    channels = query.shape[2]
-    lengths = start.diff().tolist()
-    # split, since the gradient of each slice would be a whole array of zeros
-    of_points = (torch.split(x, lengths) for x in (key, value, bias))
+    if packed.place is not None:
+        mask = packed.pad(bias, -torch.inf)
+        mask[(packed.start.diff() == 0).nonzero()[:, 0], :1] = 0.0  # an event without points: one, of value zero
+        rows = (query, packed.pad(key), packed.pad(value))
+        q, k, v = (x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in rows)
+        mask = mask.transpose(1, 2).contiguous()[:, None].to(q.dtype)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(query.shape)
+    of_points = (torch.split(x, packed.lengths) for x in (key, value, bias))
     parts = []
     for one, one_key, one_value, one_bias in zip(query, *of_points, strict=True):
         if not len(one_key):
             parts.append(torch.zeros_like(one))
             continue
-        q, k, v = (x.reshape(1, len(x), heads, channels // heads).transpose(1, 2) for x in (one, one_key, one_value))
+        q, k, v = (x.reshape(1, len(x), heads, -1).transpose(1, 2) for x in (one, one_key, one_value))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=one_bias.t()[None, None])
-        parts.append(out.transpose(1, 2).reshape(-1, channels))
+        parts.append(out.transpose(1, 2).reshape(one.shape))
     return torch.stack(parts)

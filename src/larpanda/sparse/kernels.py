@@ -67,6 +67,14 @@ def _can_pack() -> bool:
         return False
 
 
+def side_by_side(device: torch.device) -> bool:
+    """Whether small products of many events are better made at once, padded to the largest, than one after the other.
+
+    On a GPU, where a product of this size costs its launch; a CPU computes what the padding adds.
+    """
+    return device.type == "cuda"
+
+
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Softmax attention within windows.
 

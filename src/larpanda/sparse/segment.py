@@ -39,10 +39,23 @@ def sum_runs(x: Tensor, length: Tensor) -> Tensor:
     return torch.segment_reduce(x.contiguous(), "sum", lengths=length, axis=0, unsafe=True)
 
 
+class _SumGroups(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Tensor, n_groups: int) -> Tensor:
+        ctx.save_for_backward(group)
+        order = group.argsort(stable=True)  # so that sums are the same on every device and run
+        return sum_runs(x.index_select(0, order), torch.bincount(group, minlength=n_groups))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad.index_select(0, ctx.saved_tensors[0]), None, None
+
+
 def sum_groups(x: Tensor, group: Tensor, n_groups: int) -> Tensor:
     """Sum over rows of equal number, in any order. x: [N, C]; group: [N] int64 in 0..M - 1. Returns [M, C]."""
-    order = group.argsort(stable=True)  # so that sums are the same on every device and run
-    return sum_runs(x.index_select(0, order), torch.bincount(group, minlength=n_groups))
+    result: Tensor = _SumGroups.apply(x, group, n_groups)  # type: ignore[no-untyped-call]
+    return result
 
 
 class _MaxRuns(torch.autograd.Function):

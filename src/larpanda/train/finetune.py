@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -13,20 +13,20 @@ from larpanda import __version__
 from larpanda.data.stream import drawn
 from larpanda.event import UNKNOWN, Event, Motif
 from larpanda.model.bundle import Model, load_bundle, save_bundle
-from larpanda.model.semantic import SemanticConfig, SemanticLossConfig
+from larpanda.model.semantic import SemanticConfig
 from larpanda.parallel import rank
-from larpanda.train.instances import Panoptic
+from larpanda.train.instances import Instances, head_of
 from larpanda.train.loop import train
+from larpanda.train.motifs import FrozenEvents, LinearSemantic, Motifs
 from larpanda.train.recipes import FinetuneConfig
-from larpanda.train.tasks import FrozenEvents, LinearSemantic, Semantic
+from larpanda.train.supervised import Head, Objective, Supervised
 
-What = Literal["semantic", "particle", "interaction"]
-HEADS: tuple[What, ...] = ("semantic", "particle", "interaction")
+HEADS: tuple[Head, ...] = ("semantic", "particle", "interaction")
 ENOUGH_EVENTS = 10  # of a motif: a bootstrap over fewer says little
 
 
 def finetune(
-    what: What,
+    heads: Sequence[Head],
     events: Sequence[Event],
     config: FinetuneConfig,
     run: Path,
@@ -38,22 +38,22 @@ def finetune(
     say: Callable[[str], None],
     live: Callable[[str], None] | None = None,
 ) -> Path | None:
-    """Train a head on labels, with or without its encoder, from random weights or from a bundle.
+    """Train heads on labels, with or without their encoder, from random weights or from a bundle.
 
     Started by torchrun, the processes share the work. ``config.mode`` says what trains (paper section 3.5): ``full``,
-    all; ``decoder``, the head on a frozen encoder; ``linear``, a linear layer on frozen up-cast features, made once
+    all; ``decoder``, the heads on a frozen encoder; ``linear``, a linear layer on frozen up-cast features, made once
     (motifs only). A frozen encoder keeps its other heads; one that trains would leave them behind, and has none.
     Layer-wise decay of the learning rate is for weights that were trained before: from random ones there is none.
 
     Args:
-        what: motifs (``semantic``), particles or interactions.
+        heads: for motifs (``semantic``), particles or interactions. Several learn together, in one pass of the encoder.
         events: with truth; the last ``config.validation_events`` are for validation. Of the others
             ``config.labels`` are drawn, if it is set.
         config: of the whole run.
         run: folder for config.json, metrics.jsonl, checkpoints/ and bundle/. If it has checkpoints of the same
             configuration the run goes on from the newest.
         sources: where the events come from, for the record.
-        start: a bundle whose encoder (and head for this, if it has one) to begin with; None: random weights.
+        start: a bundle whose encoder (and such heads, if it has them) to begin with; None: random weights.
         scale: how they were read, ``energy_scale`` and ``voxel_mm`` of ``open_events``, for the record.
         device: ``auto``, ``cpu`` or ``cuda``.
         say: takes one line of progress.
@@ -72,24 +72,23 @@ def finetune(
             f"{len(events)} events, of which {config.validation_events} are for validation: none to train on; "
             "give more data or --set validation_events=N"
         )
-    name = "motif" if what == "semantic" else what
-    if not any((getattr(events[i], name) >= 0).any() for i in range(min(n_train, 20))):
-        raise ValueError(f"{', '.join(sources)}: the first events have no {name} labels; training needs truth")
-    if config.mode == "linear" and what != "semantic":
-        raise ValueError(f"--mode linear is for motifs; {what}s need a decoder: --mode decoder or full")
-    if isinstance(config.loss, SemanticLossConfig) != (what == "semantic"):
-        raise ValueError(f"this recipe is not for {what}; expected one such as nano_{what}")
+    for head in heads:
+        name = "motif" if head == "semantic" else head
+        if not any((getattr(events[i], name) >= 0).any() for i in range(min(n_train, 20))):
+            raise ValueError(f"{', '.join(sources)}: the first events have no {name} labels; training needs truth")
+    if config.mode == "linear" and tuple(heads) != ("semantic",):
+        raise ValueError(f"--mode linear is for motifs; {heads[-1]}s need a decoder: --mode decoder or full")
     if config.mode != "full" and start is None:
         raise ValueError(f"--mode {config.mode} keeps the encoder as it is, and --from scratch has none; give --from")
-    model, config = _first_model(what, config, start)
+    model, config = _first_model(heads, config, start)
     chosen: Sequence[Event] = events[:n_train]
     if config.labels is not None:
         chosen = drawn(chosen, config.labels, config.seed)
     validation = events[n_train:]
-    if what == "semantic" and rank() == 0 and (weak := _weak_motifs(validation)):
+    if "semantic" in heads and rank() == 0 and (weak := _weak_motifs(validation)):
         say(f"{len(validation)} validation events are few, {weak}: macro F1 is chance. --set validation_events=N")
     record = {
-        "task": what,
+        "task": ",".join(heads),
         "config": asdict(config),
         "data": list(sources),
         "scale": dict(scale),
@@ -98,9 +97,8 @@ def finetune(
         "larpanda": __version__,
     }
 
-    def end(task: Semantic | LinearSemantic | Panoptic, bundle: Path) -> None:
-        calibrated = task.calibrate() if isinstance(task, Panoptic) and task.what == "particle" else {}
-        scores = {**task.evaluate(), **calibrated}
+    def end(task: Supervised | LinearSemantic, bundle: Path) -> None:
+        scores = {**task.evaluate(), **task.calibrate()}
         provenance = {**record, "validation": scores}
         save_bundle(bundle, model, provenance, _card(record, scores), half=True)
 
@@ -108,19 +106,26 @@ def finetune(
     if config.mode == "linear":
         threshold = model.config.min_energy_mev
         frozen, judged = (FrozenEvents(model.encoder, part, threshold) for part in (chosen, validation))
-        loss = config.loss
-        assert isinstance(loss, SemanticLossConfig)
+        loss = config.semantic_loss
         return train(
             frozen, config, run, record, lambda where: LinearSemantic(model.to(where), loss, judged), end, **how
         )
 
-    def begin(where: torch.device) -> Semantic | Panoptic:
-        if isinstance(config.loss, SemanticLossConfig):
-            return Semantic(model.to(where), config.augmentation, config.loss, validation)
-        assert what != "semantic"
-        return Panoptic(model.to(where), what, config.augmentation, config.loss, validation)
+    def begin(where: torch.device) -> Supervised:
+        model.to(where)
+        objectives = {head: _objective(model, head, config) for head in heads}
+        return Supervised(
+            model, objectives, config.augmentation, validation, weights={"semantic": config.semantic_weight}
+        )
 
     return train(chosen, config, run, record, begin, end, **how)
+
+
+def _objective(model: Model, head: Head, config: FinetuneConfig) -> Objective:
+    if head == "semantic":
+        assert model.semantic is not None
+        return Motifs(model.semantic, config.semantic_loss)
+    return Instances(head_of(model, head), head, config.set_loss)
 
 
 def _weak_motifs(validation: Sequence[Event]) -> str:
@@ -132,38 +137,52 @@ def _weak_motifs(validation: Sequence[Event]) -> str:
     return ", ".join(f"{motif.name.lower()} in {n}" for motif, n in count.items() if 0 < n < ENOUGH_EVENTS)
 
 
-def _first_model(what: What, config: FinetuneConfig, start: str | None) -> tuple[Model, FinetuneConfig]:
+def _first_model(heads: Sequence[Head], config: FinetuneConfig, start: str | None) -> tuple[Model, FinetuneConfig]:
     """The model to train, what is frozen without gradients, and the configuration with what the bundle decides."""
+    there = None if start is None else load_bundle(start).model
+    parts: dict[str, Any] = dict.fromkeys(HEADS)
+    if there is not None and config.mode != "full":
+        parts = {name: getattr(there.config, name) for name in HEADS}
+    for name in heads:
+        own = SemanticConfig(None) if config.mode == "linear" else there and getattr(there.config, name)
+        parts[name] = own or getattr(config.model, name)
+        if parts[name] is None:
+            raise ValueError(f"this recipe is not for {name}; expected one such as nano_{name}")
+    encoder = config.model if there is None else there.config
+    config = replace(config, model=replace(encoder, **parts))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        if start is None:  # the released baseline keeps it, and so trains an encoder of random weights at 1e-5
-            config = replace(config, optim=replace(config.optim, layer_decay=1.0))
-            return Model(config.model), config
-        there = load_bundle(start).model
-        head = SemanticConfig(None) if config.mode == "linear" else getattr(there.config, what)
-        heads: dict[str, Any] = {name: None if config.mode == "full" else getattr(there.config, name) for name in HEADS}
-        heads[what] = head or getattr(config.model, what)
-        config = replace(config, model=replace(there.config, **heads))
         model = Model(config.model)
-        for name in ("encoder", *HEADS):
-            part = getattr(model, name)
-            if part is None:
-                continue
-            if getattr(there.config, name) == getattr(config.model, name):
-                part.load_state_dict(getattr(there, name).state_dict())
-            part.requires_grad_(name == what or config.mode == "full")
-        return model, config
+    if there is None:  # the released baseline keeps it, and so trains an encoder of random weights at 1e-5
+        return model, replace(config, optim=replace(config.optim, layer_decay=1.0))
+    for part_name in ("encoder", *HEADS):
+        part = getattr(model, part_name)
+        if part is None:
+            continue
+        if getattr(there.config, part_name) == getattr(config.model, part_name):
+            part.load_state_dict(getattr(there, part_name).state_dict())
+        part.requires_grad_(part_name in heads or config.mode == "full")
+    return model, config
 
 
 def _card(record: dict[str, Any], validation: Any) -> str:
     config = record["config"]
-    task, head = record["task"], config["model"][record["task"]]
+    task, heads = record["task"], record["task"].split(",")
     network = "a U-ResNet" if "blocks" in config["model"]["encoder"] else "Point Transformer V3"
-    network += (
-        " with a decoder" if head.get("decoder") else f" with {head['queries']} queries" if "queries" in head else ""
-    )
-    motifs = "Motifs (shower, track, Michel, delta, LED) of the points"
-    learnt = motifs if task == "semantic" else f"{task.capitalize()}s"
+    parts = {
+        "semantic": "a decoder for motifs",
+        "particle": "{queries} queries for particles",
+        "interaction": "{queries} queries for interactions",
+    }
+    made = [parts[name].format(**config["model"][name]) for name in heads if config["model"][name].get("decoder", 1)]
+    network += f" with {' and '.join(made)}" if made else ""
+    words = {
+        "semantic": "motifs (shower, track, Michel, delta, LED) of the points",
+        "particle": "particles",
+        "interaction": "interactions",
+    }
+    learnt = ", ".join(words[name] for name in heads)
+    learnt = learnt[0].upper() + learnt[1:]
     trained = {
         "full": "all weights",
         "decoder": "the head, its encoder frozen",

@@ -34,8 +34,12 @@ class FinetuneConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     augmentation: Augmentation = field(default_factory=Augmentation)
     """Not of frozen features, which are made once."""
-    loss: SemanticLossConfig | SetLossConfig = field(default_factory=SemanticLossConfig)
-    """Of the head that learns."""
+    semantic_loss: SemanticLossConfig = field(default_factory=SemanticLossConfig)
+    """Of a head for motifs."""
+    set_loss: SetLossConfig = field(default_factory=SetLossConfig)
+    """Of a head for particles or interactions."""
+    semantic_weight: float = 1.0
+    """Of the loss for motifs beside those for particles and interactions, where several heads learn together."""
     validation_events: int = 50
     """Taken from the end of the data and not trained on."""
     save_every: int = 500
@@ -168,7 +172,7 @@ def nano_semantic() -> FinetuneConfig:
         batch_events=8,
         optim=OptimConfig(lr=3e-3, layer_decay=0.9),
         augmentation=Augmentation(charge_scale=0.05, charge_jitter=0.05),
-        loss=SemanticLossConfig(lovasz_weight=1.0),
+        semantic_loss=SemanticLossConfig(lovasz_weight=1.0),
     )
 
 
@@ -188,7 +192,6 @@ def panda_particle() -> FinetuneConfig:
         model=ModelConfig(EncoderConfig(), particle=PanopticConfig()),
         steps=416_666,  # 20 M event-samples at batch 48, section 3.5
         batch_events=48,
-        loss=SetLossConfig(),
         optim=OptimConfig(lr=2e-4, layer_decay=0.9),  # rate: released configuration; decay: section 3.5
         save_every=1000,
         evaluate_every=5000,
@@ -208,7 +211,6 @@ def nano_particle() -> FinetuneConfig:
         model=ModelConfig(NANO_ENCODER, particle=head),
         steps=2500,
         batch_events=8,
-        loss=SetLossConfig(),
         optim=OptimConfig(lr=1e-3, layer_decay=0.9),
         augmentation=Augmentation(charge_scale=0.05, charge_jitter=0.05),
     )
@@ -220,7 +222,18 @@ def nano_interaction() -> FinetuneConfig:
     return replace(nano_particle(), model=ModelConfig(NANO_ENCODER, interaction=head))
 
 
+def nano() -> FinetuneConfig:
+    """All three heads and the encoder at once: what is shipped."""
+    made = nano_semantic()
+    model = replace(
+        made.model, particle=nano_particle().model.particle, interaction=nano_interaction().model.interaction
+    )
+    # set losses are sums over blocks, 5 to 10 times as large
+    return replace(made, model=model, optim=replace(made.optim, lr=2e-3), semantic_weight=8.0)
+
+
 FINETUNE = {
+    "nano": nano,
     "nano_semantic": nano_semantic,
     "nano_particle": nano_particle,
     "nano_interaction": nano_interaction,
