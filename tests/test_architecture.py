@@ -15,10 +15,11 @@ MAX_LINES = 500
 HEAVY = {"torch", "numba", "matplotlib", "pyarrow", "scipy", "h5py"}
 
 # A part is a top-level module or package; it may always import itself, and those named here.
-BASE = frozenset({"config", "event", "sparse", "parallel", "publish"})
+BASE = frozenset({"config", "crew", "event", "sparse", "parallel", "publish"})
 LIBRARY = BASE | {"data", "model", "train", "evaluate", "reconstruct", "analysis", "display"}
 PROGRAMS = frozenset(
-    {"bench", "efficiency", "gallery", "jobs", "options", "progress", "report", "results", "runs", "study", "verbs"}
+    {"archive", "bench", "efficiency", "gallery", "jobs", "options", "progress", "report", "results", "runs"}
+    | {"findings", "study", "verbs"}
 )
 MAY_IMPORT = {
     **dict.fromkeys(BASE, frozenset()),
@@ -27,7 +28,7 @@ MAY_IMPORT = {
     "analysis": {"event", "publish"},
     "display": {"event", "analysis"},
     "train": {"event", "parallel", "publish", "data", "model", "evaluate"},
-    "reconstruct": {"event", "parallel", "data", "model", "analysis"},
+    "reconstruct": {"event", "parallel", "publish", "data", "model", "analysis"},
     **dict.fromkeys(PROGRAMS, LIBRARY | PROGRAMS),
     "cli": LIBRARY | PROGRAMS | {"__init__"},
     "__init__": LIBRARY,  # the public names, looked up when they are asked for

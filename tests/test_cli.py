@@ -20,7 +20,7 @@ import larpanda.progress
 from larpanda.cli import main
 
 GEANT4 = Path(__file__).parent / "data" / "geant4_20_v3extra.h5"
-VERBS = ("demo", "generate", "finetune", "evaluate", "reconstruct", "view", "import", "bench", "show")
+VERBS = ("demo", "generate", "finetune", "evaluate", "reconstruct", "validate", "view", "import", "bench", "show")
 RELEASED = Path(__file__).parent / "data" / "released"
 
 
@@ -92,7 +92,8 @@ def test_reconstruct_with_walls_and_without_voxels(tmp_path, capsys):
     words = ("reconstruct", GEANT4, "--events", "0:2", "--out", tmp_path / "out", "--no-voxels", "--detector", walls)
     assert run(*words) == 0
     assert capsys.readouterr().out.rstrip().endswith("geant4_20_v3extra_events.parquet")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["geant4_20_v3extra_events.parquet"]
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"geant4_20_v3extra_events.parquet", "geant4_20_v3extra_manifest.json"}
     provenance = json.loads(pq.read_schema(tmp_path / "out/geant4_20_v3extra_events.parquet").metadata[b"provenance"])
     assert provenance["detector"]["high_cm"] == [100.0, 100.0, 100.0]
     assert provenance["detector"]["fiducial_cm"] == 5.0
@@ -239,6 +240,8 @@ def test_show(tmp_path, small, capsys):
         (["reconstruct", "small.h5", "--out", "small.h5"], r"small\.h5"),
         (["reconstruct", "small.h5"], "required: --out"),
         (["reconstruct", "small.h5", "--out", "out", "--energy-scale", "-1"], "-1 is not a positive number"),
+        (["validate", "no/such.h5"], r"no/such\.h5: no such file"),
+        (["validate", "small.h5", "--limit", "0"], "0 is not a positive number"),
         (["evaluate", "nano", "generate:jupiter", "--out", "out"], "jupiter"),
         (["evaluate", "nano", "bare.h5", "--out", "out"], "no event with truth"),
         (["view", "text.h5"], r"text\.h5"),
@@ -303,6 +306,34 @@ def test_a_file_that_cannot_be_read_is_exit_code_1_and_the_others_are_done(small
     assert "3 ok" in captured.out
 
 
+def test_validate(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run("validate", small.name, small.name) == 0
+    assert capsys.readouterr().out.splitlines()[:3] == [
+        "file      events  good  problems",
+        "small.h5       3     3",
+        "1 files, 0 with problems; 3 events, 3 good",
+    ]
+    hostile = "<img src=x onerror=alert(1)>\n.h5"
+    Path(hostile).write_bytes(GEANT4.read_bytes()[:100_000])
+    larpanda.write_events("bad.h5", [larpanda.Event.from_arrays([[1, 2, 3]] * 3, [1.0, 1.0, 0.0])])
+    assert run("validate", "bad.h5", hostile, small.name, "--out", "pages/bad.html", "--workers", 2) == 1
+    out = capsys.readouterr().out.splitlines()
+    assert [" ".join(line.split()) for line in out[:5]] == [
+        "file events good problems",
+        "bad.h5 1 0 too_small 1, zero_energy 1, duplicates 1",
+        "<img src=x onerror=alert(1)>?.h5 - - cannot be read",
+        "small.h5 3 3",
+        "3 files, 2 with problems; 4 events, 3 good",
+    ]
+    assert "bad.h5: event 0: duplicates: 2 of 3 rows lie in the voxel of another row" in out
+    assert any(line.startswith("<img src=x onerror=alert(1)>?.h5: this HDF5 file is truncated") for line in out)
+    assert out[-1] == "pages/bad.html"
+    page = Path("pages/bad.html").read_text()
+    assert "<img" not in page
+    assert "&lt;img src=x onerror=alert(1)&gt;?.h5" in page
+
+
 def test_energies_in_other_units_are_noticed_and_scaled(tmp_path, capsys):
     with h5py.File(GEANT4) as file:
         points = [file["point"][i].reshape(-1, 8) for i in range(2)]
@@ -350,7 +381,7 @@ def test_demo(tmp_path, capsys):
     assert page == tmp_path / "demo" / "index.html"
     assert page.stat().st_size < 5e6
     assert {p.name for p in (tmp_path / "demo").iterdir()} == {
-        *("events.h5", "events_points.npy", "events_events.parquet", "events_voxels.parquet"),
+        *("events.h5", "events_points.npy", "events_events.parquet", "events_voxels.parquet", "events_manifest.json"),
         *("evaluation", "index.html"),
     }
     assert "macro F1" in out

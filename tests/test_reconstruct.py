@@ -15,7 +15,7 @@ import larpanda
 from larpanda.event import UNKNOWN, Event, Status
 from larpanda.model.bundle import Bundle, Model, save_bundle
 from larpanda.model.panoptic import PanopticConfig
-from larpanda.reconstruct import Reconstructor, reconstruct_files
+from larpanda.reconstruct import FileConfig, Reconstructor, reconstruct_file
 
 GEANT4 = Path(__file__).parent / "data" / "geant4_20_v3extra.h5"
 
@@ -101,8 +101,8 @@ def test_a_device_that_is_not_there(tmp_path, model):
 
 def test_the_reference_file(model, tmp_path):
     """20 events of Geant4: as many rows as the file has events and points, in order, and all of the energy."""
-    (report,) = reconstruct_files([str(GEANT4)], tmp_path / "out", model)
-    assert report.statuses == ((Status.OK, 20),)
+    manifest = reconstruct_file(str(GEANT4), tmp_path / "out", model)
+    assert manifest.statuses == {"ok": 20}
     events = pq.read_table(tmp_path / "out" / "geant4_20_v3extra_events.parquet")
     voxels = pq.read_table(tmp_path / "out" / "geant4_20_v3extra_voxels.parquet")
     with h5py.File(GEANT4) as file:
@@ -142,8 +142,8 @@ def test_a_file_with_everything_in_it(model, tmp_path):
         "bad_input": [row(1, 2, 3, float("nan")), row(2, 2, 3, 1.0)],
     }
     write_file(tmp_path / "mixed.h5", [*contents.values(), [1.0, 2.0, 3.0], good])
-    (report,) = reconstruct_files([str(tmp_path / "mixed.h5")], tmp_path / "out", model)
-    assert report.n_events == 6
+    manifest = reconstruct_file(str(tmp_path / "mixed.h5"), tmp_path / "out", model)
+    assert manifest.events == 6
     events = pq.read_table(tmp_path / "out/mixed_events.parquet").to_pylist()
     assert [e["status"] for e in events] == [*contents, "bad_input", "ok"]
     assert [e["n_voxels"] for e in events] == [40, 0, 1, 2, None, 40]
@@ -160,31 +160,13 @@ def test_a_file_with_everything_in_it(model, tmp_path):
 def test_same_input_same_bytes(model, tmp_path):
     write_file(tmp_path / "a.h5", [[row(i, i, i, 0.5 + i) for i in range(30)]])
     for out in ("first", "second"):
-        reconstruct_files([str(tmp_path / "a.h5")], tmp_path / out, model)
+        reconstruct_file(str(tmp_path / "a.h5"), tmp_path / out, model)
     for name in ("a_events.parquet", "a_voxels.parquet"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
 
 
-def test_a_file_that_cannot_be_read_does_not_stop_the_others(model, tmp_path):
-    (tmp_path / "text.h5").write_text("not an event\n")
-    write_file(tmp_path / "good.h5", [[row(1, 2, 3, 1.0), row(1, 2, 4, 1.0)]])
-    reports = reconstruct_files([str(tmp_path / n) for n in ("text.h5", "good.h5")], tmp_path / "out", model)
-    assert "text.h5" in reports[0].error
-    assert reports[1].n_events == 1
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["good_events.parquet", "good_voxels.parquet"]
-
-
-def test_two_files_of_one_name_are_refused_before_anything_is_written(model, tmp_path):
-    for folder in ("a", "b"):
-        (tmp_path / folder).mkdir()
-        write_file(tmp_path / folder / "x.h5", [[]])
-    with pytest.raises(ValueError, match=r"both write x_events\.parquet"):
-        reconstruct_files([str(tmp_path / f / "x.h5") for f in "ab"], tmp_path / "out", model)
-    assert not (tmp_path / "out").exists()
-
-
 def test_selected_events_keep_their_entry(model, tmp_path):
-    reconstruct_files([str(GEANT4)], tmp_path / "out", model, select=lambda n: [3, 7])
+    reconstruct_file(str(GEANT4), tmp_path / "out", model, FileConfig(events="3,7"))
     assert pq.read_table(tmp_path / "out/geant4_20_v3extra_events.parquet")["entry"].to_pylist() == [3, 7]
 
 
@@ -254,7 +236,7 @@ def test_events_without_points_have_no_particles(panoptic):
 
 def test_tables_count_particles(panoptic, tmp_path, make_cloud):
     larpanda.write_events(str(tmp_path / "clouds.h5"), [make_cloud(100, seed=s) for s in range(3)])
-    reconstruct_files([str(tmp_path / "clouds.h5")], tmp_path / "out", panoptic)
+    reconstruct_file(str(tmp_path / "clouds.h5"), tmp_path / "out", panoptic)
     events = pq.read_table(tmp_path / "out/clouds_events.parquet").to_pylist()
     voxels = pq.read_table(tmp_path / "out/clouds_voxels.parquet")
     for event in events:
@@ -289,7 +271,11 @@ def test_tables_count_particles(panoptic, tmp_path, make_cloud):
 def test_a_model_without_such_heads_leaves_no_tables_of_them(model, panoptic, tmp_path, make_cloud):
     larpanda.write_events(str(tmp_path / "clouds.h5"), [make_cloud(60)])
     names = lambda: sorted(path.name for path in (tmp_path / "out").iterdir())  # noqa: E731
-    reconstruct_files([str(tmp_path / "clouds.h5")], tmp_path / "out", panoptic)
-    assert names() == [f"clouds_{name}.parquet" for name in ("events", "interactions", "particles", "voxels")]
-    reconstruct_files([str(tmp_path / "clouds.h5")], tmp_path / "out", model, voxels=False)
-    assert names() == ["clouds_events.parquet"]  # those of the run before would not belong to it
+    reconstruct_file(str(tmp_path / "clouds.h5"), tmp_path / "out", panoptic)
+    tables = [f"clouds_{name}.parquet" for name in ("events", "interactions", "particles", "voxels")]
+    assert names() == sorted([*tables, "clouds_manifest.json"])
+    reconstruct_file(str(tmp_path / "clouds.h5"), tmp_path / "out", model, FileConfig(voxels=False))
+    assert names() == [
+        "clouds_events.parquet",
+        "clouds_manifest.json",
+    ]

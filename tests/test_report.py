@@ -1,15 +1,17 @@
 """Evaluation of particles and interactions: what `reconstruct` gives is what is judged."""
 
 import json
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score
 
+from larpanda.analysis.kinematics import Detector, EnergyScale, measure_event
 from larpanda.cli import main
 from larpanda.event import UNKNOWN, Event, Particle, Reconstruction, Species, Status
-from larpanda.report import conventions, evaluate_events, table, write_report
+from larpanda.report import conventions, evaluate_events, shown, table, write_report
 
 
 class Oracle:
@@ -109,6 +111,25 @@ def test_duplicates_count_once_and_voxels_below_threshold_not_at_all(tiny_model,
     assert adjusted_rand_score(visible.particle, visible.particle) == 1.0
 
 
+def test_a_page_shows_of_an_event_what_its_evaluation_says(tiny_model, events):
+    class Swapped(Oracle):
+        def reconstruct(self, event):
+            whole = super().reconstruct(event)
+            return replace(whole, particle=torch.where(torch.arange(len(event)) % 3 == 0, 0, whole.particle))
+
+    model = Swapped(tiny_model)
+    result = evaluate_events(model, events, range(4))
+    for i, event in enumerate(events):
+        one = shown(model, event)
+        scores = {name: values[i] for name, values in result.particle.found.each.values.items()}
+        assert asdict(one.particle_scores) == scores
+        assert 0 < one.particle_scores.ari < 1
+        assert one.interaction_scores.efficiency == 0.0  # it found none
+        measures = measure_event(event, one.reconstruction, Detector(), EnergyScale())[1]
+        assert one.particles == tuple(measures[particle.id] for particle in one.reconstruction.particles)
+        assert one.interactions == ()
+
+
 def test_a_model_without_heads_has_no_such_part(tiny_model, events, tmp_path):
     class Bare(Oracle):
         def reconstruct(self, event):
@@ -120,6 +141,8 @@ def test_a_model_without_heads_has_no_such_part(tiny_model, events, tmp_path):
 
     result = evaluate_events(Bare(tiny_model), events, range(4))
     assert result.particle is None
+    one = shown(Bare(tiny_model), events[0])
+    assert one.particles is one.interactions is one.particle_scores is one.interaction_scores is None
     write_report(tmp_path, result, Bare(tiny_model), ["clouds"])
     written = json.loads((tmp_path / "metrics.json").read_text())
     assert "particle" not in written

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import larpanda
 from larpanda import verbs
-from larpanda.options import Parser, Version, heads, number, numbers, one_line, positive
+from larpanda.options import Parser, Version, heads, number, numbers, one_line, positive, shard
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -134,14 +134,31 @@ def _parser() -> argparse.ArgumentParser:
     reading(one)
 
     one = verb("reconstruct", verbs.reconstruct, "larpanda reconstruct events.h5 --out tables")
-    one.add_argument("files", nargs="+", metavar="FILE", help="event files, folders or globs")
-    one.add_argument("--out", type=Path, required=True, help="folder for the tables")
+    one.add_argument("files", nargs="*", metavar="FILE", help="event files, folders or globs")
+    one.add_argument("--out", type=Path, required=True, help="folder for the tables; what is done there stays")
+    one.add_argument("--workers", type=number, default=1, help="processes; one that dies or hangs is replaced (1)")
+    one.add_argument("--shard", type=shard, default=(0, 1), metavar="I/N", help="of N shares the I-th, from 0 (0/1)")
+    one.add_argument("--executor", default="process", choices=["process", "dask"], help="who works (process)")
+    one.add_argument("--scheduler", metavar="ADDRESS", help="of Dask, with --executor dask (one of our own)")
+    one.add_argument("--patience", type=positive, default=600.0, help="seconds an event may take a worker (600)")
+    one.add_argument("--check", action="store_true", help="say what is missing or broken in --out")
+    one.add_argument("--merge", action="store_true", help="one table of each kind from all files, in OUT/merged")
+    for system, example in (("slurm", "tasks=64,cpus=2,time=8:00:00,partition=p"), ("htcondor", "tasks=64,cpus=2")):
+        one.add_argument(f"--{system}", nargs="?", const="", metavar="SETTINGS", help=f"print a job, e.g. {example}")
     one.add_argument("--detector", type=Path, metavar="FILE.yaml", help="walls and margins in cm (the image's, 5)")
     one.add_argument("--no-voxels", action="store_true", help="leave out the largest of the tables")
+    one.add_argument("--hdf5", action="store_true", help="the same tables also as one HDF5 file")
     one.add_argument("--model", default="nano", metavar="BUNDLE", help="shipped name or folder (nano)")
     selection(one)
     device(one)
     dtype(one)
+    reading(one)
+
+    one = verb("validate", verbs.validate, "larpanda validate events.h5 --out events.html")
+    one.add_argument("files", nargs="+", metavar="FILE", help="event files, folders or globs")
+    one.add_argument("--out", type=Path, metavar="PAGE.html", help="page to write (none)")
+    one.add_argument("--workers", type=number, default=1, help="processes that read (1)")
+    one.add_argument("--limit", type=positive, default=60.0, metavar="SECONDS", help="for one event (60)")
     reading(one)
 
     one = verb("view", verbs.view, "larpanda view events.h5 --event 3 --out event.html")

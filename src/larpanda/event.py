@@ -213,6 +213,15 @@ class Event:
             )
         return None
 
+    def n_merged(self) -> int:
+        """Rows that share the voxel of an earlier row. As ``visible``, for an event without a ``problem``."""
+        return len(self) - len(torch.unique(self._voxel_key()))
+
+    def _voxel_key(self) -> Tensor:
+        """[N] int64, the same for rows of the same voxel."""
+        x, y, z = self.position.long().unbind(1)
+        return (x * IMAGE_VOXELS + y) * IMAGE_VOXELS + z
+
     def visible(self, min_energy_mev: float = MIN_ENERGY_MEV) -> tuple["Event", Tensor]:
         """The points that a model sees: one per voxel, energies summed, those above the threshold.
 
@@ -227,8 +236,7 @@ class Event:
             is not above the threshold.
         """
         assert self.problem() is None, self.problem()
-        x, y, z = self.position.long().unbind(1)
-        voxel_key = (x * IMAGE_VOXELS + y) * IMAGE_VOXELS + z
+        voxel_key = self._voxel_key()
         rank = torch.full((len(Motif) + 1,), len(Motif))
         rank[torch.tensor(MOTIF_PRIORITY)] = torch.arange(len(Motif))
         order = np.lexsort(

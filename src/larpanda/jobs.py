@@ -1,7 +1,7 @@
 """Text for batch systems. Pure functions: what they return is to be read, kept with the run, and submitted by hand."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 WARNING_SECONDS = 120  # before the time limit; a step and a checkpoint of 2 GB take a tenth of that
 
@@ -95,16 +95,95 @@ def slurm_script_of(command: Sequence[str], settings: str) -> str:
     Raises:
         ValueError: a setting that is not NAME=VALUE, or a number that is none.
     """
-    numbers, time_limit, options = {"nodes": 1, "gpus": 1, "cpus": 8}, "24:00:00", []
+    numbers, others = _settings("--slurm", settings, {"nodes": 1, "gpus": 1, "cpus": 8})
+    time_limit = others.pop("time", "24:00:00")
+    return slurm_script(
+        command,
+        nodes=numbers["nodes"],
+        gpus=numbers["gpus"],
+        cpus_per_gpu=numbers["cpus"],
+        time_limit=time_limit,
+        options=[f"--{name}={value}" for name, value in others.items()],
+    )
+
+
+def slurm_array(command: Sequence[str], settings: str) -> str:
+    """A Slurm job array of a command that takes ``--shard I/N``: one task for each share.
+
+    A task that is pre-empted or fails with its node is queued again; what it had done stays done.
+
+    Args:
+        command: of larpanda and what follows, e.g. ``["reconstruct", "events/", "--out", "tables"]``; all nodes see
+            the files.
+        settings: ``tasks=64,cpus=2,time=8:00:00,partition=NAME``; what is not tasks, cpus or time goes to Slurm.
+
+    Raises:
+        ValueError: a setting that is not NAME=VALUE, or a number that is none.
+    """
+    numbers, others = _settings("--slurm", settings, {"tasks": 16, "cpus": 1})
+    time_limit, tasks = others.pop("time", "24:00:00"), numbers["tasks"]
+    wanted = [
+        f"--job-name=larpanda-{command[0]}",
+        f"--array=0-{tasks - 1}",
+        "--ntasks=1",
+        f"--cpus-per-task={numbers['cpus']}",
+        f"--time={time_limit}",
+        "--requeue",
+        "--open-mode=append",  # one log for all stays in the queue
+        *(f"--{name}={value}" for name, value in others.items()),
+    ]
+    header = "\n".join(f"#SBATCH {line}" for line in wanted)
+    return f"""#!/bin/bash
+{header}
+
+exec larpanda {shlex.join(command)} --shard "$SLURM_ARRAY_TASK_ID/{tasks}"
+"""
+
+
+def condor_submit(command: Sequence[str], settings: str) -> str:
+    """The same for HTCondor: a description for ``condor_submit``; a task that fails is tried three times.
+
+    Args:
+        command: as in ``slurm_array``.
+        settings: ``tasks=64,cpus=2,memory=4GB``; what is not tasks or cpus becomes ``request_NAME = VALUE``.
+
+    Raises:
+        ValueError: a setting that is not NAME=VALUE, a number that is none, or a word with a quote or a line break,
+            for which HTCondor has other rules.
+    """
+    numbers, others = _settings("--htcondor", settings, {"tasks": 16, "cpus": 1})
+    if broken := [word for word in command if {"'", '"', "\n"} & set(word)]:
+        raise ValueError(f"--htcondor: {broken[0]!r} has a quote or line break; use other names")
+    shared = [*command, "--shard", f"$(Process)/{numbers['tasks']}"]
+    words = " ".join(f"'{word}'" if " " in word else word for word in shared)
+    requests = "".join(f"request_{name} = {value}\n" for name, value in others.items())
+    name = f"larpanda-{command[0]}"
+    return f"""universe = vanilla
+executable = larpanda
+transfer_executable = false
+getenv = true
+arguments = "{words}"
+request_cpus = {numbers["cpus"]}
+{requests}max_retries = 3
+log = {name}.log
+output = {name}-$(Process).out
+error = {name}-$(Process).err
+queue {numbers["tasks"]}
+"""
+
+
+def _settings(word: str, settings: str, defaults: Mapping[str, int]) -> tuple[dict[str, int], dict[str, str]]:
+    """``a=1,b=x`` -> the numbers among ``defaults``, and the others."""
+    numbers, others = dict(defaults), {}
     for setting in filter(None, settings.split(",")):
         name, _, value = setting.partition("=")
-        if not (name and value) or (name in numbers and not value.isdecimal()):
-            raise ValueError(f"--slurm {setting}: expected e.g. nodes=2,gpus=8,cpus=8,time=24:00:00,partition=NAME")
-        if name in numbers:
+        known = name in numbers
+        wrong = known and (not value.isdecimal() or (int(value) == 0 and name != "gpus"))
+        if not (name and value) or "\n" in setting or wrong:
+            example = ",".join(f"{key}={number}" for key, number in defaults.items())
+            raise ValueError(f"{word} {setting}: expected e.g. {example},time=24:00:00,partition=NAME")
+        if known:
             numbers[name] = int(value)
-        elif name == "time":
-            time_limit = value
         else:
-            options.append(f"--{name}={value}")
-    nodes, gpus, cpus = numbers.values()
-    return slurm_script(command, nodes=nodes, gpus=gpus, cpus_per_gpu=cpus, time_limit=time_limit, options=options)
+            others[name] = value
+    return numbers, others

@@ -56,22 +56,12 @@ def positive(text: str) -> float:
     return value
 
 
-def entries_of(spec: str | None, n: int) -> list[int]:
-    """Entries that ``10:20,37`` stands for, in order, each once. Raises ValueError for one that is not there."""
-    if spec is None:
-        return list(range(n))
-    chosen: set[int] = set()
-    for part in spec.split(","):
-        first, colon, last = part.partition(":")
-        try:
-            low = int(first) if first else 0
-            high = (int(last) if last else n) if colon else low + 1
-        except ValueError:
-            raise ValueError(f"--events {spec}: expected numbers and ranges such as 10:20,37") from None
-        if not 0 <= low < high <= n:
-            raise ValueError(f"--events {part}: there are {n} events, 0 to {n - 1}")
-        chosen.update(range(low, high))
-    return sorted(chosen)
+def shard(text: str) -> tuple[int, int]:
+    """Share I of N as ``I/N``."""
+    i, slash, n = text.partition("/")
+    if not (slash and i.isdecimal() and n.isdecimal() and int(i) < int(n)):
+        raise argparse.ArgumentTypeError(f"{text}: expected I/N with I from 0 to N - 1, such as 0/8")
+    return int(i), int(n)
 
 
 def one_line(error: object) -> str:

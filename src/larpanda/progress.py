@@ -74,3 +74,43 @@ class Meter:
             self._told = now
             rate = (done - self._first) / max(now - self._begun, 1e-9)
             self.say(f"{stage}: {done} of {total} events, {rate:.1f} events/s")
+
+
+class FilesMeter:
+    """How far work on many files is: a bar of events on a terminal, elsewhere a line a minute."""
+
+    def __init__(self, name: str, files: int, quiet: bool) -> None:
+        """Begin to count. name: what its lines begin with; files: of them; quiet: say nothing."""
+        self._name, self._files, self._quiet = name, files, quiet
+        self._terminal = sys.stderr.isatty()
+        self._done: dict[str, int] = {}  # events of the files under way
+        self._ended = self._events = 0
+        self._begun = self._told = time.monotonic()
+
+    def tell(self, file: str, done: int, n: int) -> None:
+        """Of a file's n events so many are done."""
+        self._done[file] = done
+        now, wait = time.monotonic(), 0.2 if self._terminal else LINE_SECONDS
+        if self._quiet or now < self._told + wait:
+            return
+        self._told = now
+        events = self._events + sum(self._done.values())
+        rate = events / max(now - self._begun, 1e-9)
+        line = f"{self._name}: {self._ended} of {self._files} files, {events} events, {rate:.1f} events/s"
+        print(
+            f"{CLEAR}{line}" if self._terminal else line,
+            end="" if self._terminal else "\n",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def ended(self, file: str) -> None:
+        """A file is done with."""
+        self._ended += 1
+        self._events += self._done.pop(file, 0)
+        self.close()
+
+    def close(self) -> None:
+        """Take the live line away."""
+        if self._terminal and not self._quiet:
+            print(CLEAR, end="", file=sys.stderr, flush=True)

@@ -1,6 +1,7 @@
 """Files that appear whole or not at all (written under another name beside their own, synced, renamed), and folders
 that one process at a time works in."""
 
+import hashlib
 import os
 import socket
 import uuid
@@ -48,9 +49,21 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def digest(path: Path) -> tuple[int, str]:
+    """Bytes of a file, and their SHA-256."""
+    sha256, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            sha256.update(chunk)
+            size += len(chunk)
+    return size, sha256.hexdigest()
+
+
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Refuse if another process is at work in a folder. The system forgets the lock when a process ends, however.
+def locked(folder: Path, name: str = LOCK) -> Iterator[None]:
+    """Refuse if another process is at work in a folder, or on what has a lock of that name there.
+
+    The system forgets the lock when a process ends, however.
 
     Raises:
         ValueError: says which process it is.
@@ -60,14 +73,15 @@ def locked(folder: Path) -> Iterator[None]:
     except ImportError:  # Windows
         yield
         return
-    with (folder / LOCK).open("a+") as file:  # not "w": it would empty what the other process wrote
+    with (folder / name).open("a+") as file:  # not "w": it would empty what the other process wrote
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             who = file.read().strip()
+            where = folder if name == LOCK else folder / name
             raise ValueError(
-                f"{folder}: another process is at work here{f' ({who})' if who else ''}; wait for it, or end it"
+                f"{where}: another process is at work here{f' ({who})' if who else ''}; wait for it, or end it"
             ) from None
         except OSError:  # a file system without locks: then nobody is protected from the user's own second command
             pass

@@ -2,18 +2,20 @@
 
 import copy
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NoReturn, TypeVar, overload
+from typing import Any, NoReturn, TypeVar, overload
 
 import torch
 from torch import Tensor
 
 from larpanda import __version__
+from larpanda.analysis.frames import to_hdf5
 from larpanda.analysis.kinematics import Detector, EnergyScale, measure_event
+from larpanda.analysis.manifest import InputFile, Manifest, hdf5_path, undone
 from larpanda.analysis.tables import TableWriter
-from larpanda.data import open_events
+from larpanda.data import entries_of, open_events
 from larpanda.event import (
     UNKNOWN,
     VOXEL_MM,
@@ -31,6 +33,7 @@ from larpanda.model.backbone import Pyramid, for_inference
 from larpanda.model.bundle import Bundle, load_bundle
 from larpanda.model.panoptic import Instances, PanopticHead, SelectConfig, Selected, select
 from larpanda.parallel import pick_device
+from larpanda.publish import publishing
 
 Result = TypeVar("Result")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -48,10 +51,10 @@ class Reconstructor:
     def __init__(self, bundle: Bundle, device: str = "auto", dtype: str = "float32") -> None:
         if dtype not in DTYPES:
             raise ValueError(f"dtype {dtype!r} is not known; expected {' or '.join(DTYPES)}")
-        self.device = pick_device(device)
+        self.device, self.dtype = pick_device(device), DTYPES[dtype]
         self.n_weights = sum(parameter.numel() for parameter in bundle.model.parameters())
         self.model = copy.deepcopy(bundle.model).to(self.device)
-        for_inference(self.model, DTYPES[dtype])
+        for_inference(self.model, self.dtype)
         self.name, self.provenance, self.weights_sha256 = bundle.name, bundle.provenance, bundle.weights_sha256
 
     @overload
@@ -138,7 +141,7 @@ class Reconstructor:
             interaction,
             particles,
             interactions,
-            len(event) - len(torch.unique(event.position, dim=0)),
+            event.n_merged(),
         )
 
     def _heads(self, pyramid: Pyramid) -> "_Found":
@@ -263,86 +266,83 @@ def unseen(event: Event, status: Status, reason: str) -> Reconstruction:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class FileReport:
-    """What became of one input file."""
+@dataclass(frozen=True)
+class FileConfig:
+    """How files are read, and which tables they become."""
 
-    file: str
-    n_events: int
-    statuses: tuple[tuple[Status, int], ...]  # how many events of each status that occurs
-    error: str  # why the file could not be read; empty if it was
-    tables: tuple[str, ...] = ()  # that were written: events, and perhaps particles, interactions, voxels
+    detector: Detector = DETECTOR
+    """Walls and margins for what is contained and fiducial."""
+    voxels: bool = True
+    """Write the table of voxels as well."""
+    hdf5: bool = False
+    """Write the same tables once more, as one HDF5 file (``STEM_tables.h5``)."""
+    events: str | None = None
+    """Which events of each file, e.g. ``10:20,37``; None: all."""
+    energy_scale: float = 1.0
+    """Factor from the file's energies to MeV."""
+    voxel_mm: float = VOXEL_MM
+    """The file's voxel pitch."""
 
 
-def reconstruct_files(
-    files: Sequence[str],
-    out: Path,
-    reconstructor: Reconstructor,
-    *,
-    detector: Detector = DETECTOR,
-    voxels: bool = True,
-    select: Callable[[int], Iterable[int]] = range,
-    energy_scale: float = 1.0,
-    voxel_mm: float = VOXEL_MM,
-    progress: Callable[[Sequence[int], str], Iterable[int]] = lambda entries, name: entries,
-) -> list[FileReport]:
-    """Reconstruct every event of every file: tables of events, particles, interactions, voxels in ``out`` for each.
-
-    Args:
-        files: event files (see ``data.event_files`` for folders and globs); truth in them is not read.
-        out: folder, made if missing.
-        reconstructor: the model; there are tables of particles and interactions if it has such heads.
-        detector: walls and margins for what is contained and fiducial.
-        voxels: write the table of voxels as well.
-        select: number of events of a file -> the entries to take.
-        energy_scale: factor from the file's energies to MeV.
-        voxel_mm: the file's voxel pitch.
-        progress: wraps the entries of a file, for a progress bar.
-
-    Returns:
-        One report a file. A file that cannot be read has an ``error``, leaves no tables, and does not stop the others.
-
-    Raises:
-        ValueError: two files would write the same tables.
-        OSError: ``out`` cannot be written.
-    """
-    stems: dict[str, str] = {}
-    for path in files:
-        if (stem := Path(path).stem) in stems:
-            raise ValueError(f"{stems[stem]} and {path} would both write {stem}_events.parquet; use two --out folders")
-        stems[stem] = path
-    out.mkdir(parents=True, exist_ok=True)
-    provenance = {
+def provenance_of(reconstructor: Reconstructor, config: FileConfig) -> dict[str, Any]:
+    """All but the input that decides what is in the tables, as JSON values."""
+    return {
         "larpanda": __version__,
         "model": reconstructor.name,
         "weights_sha256": reconstructor.weights_sha256,
+        "dtype": str(reconstructor.dtype).removeprefix("torch."),
         "min_energy_mev": reconstructor.model.config.min_energy_mev,
-        "energy_scale": energy_scale,
-        "voxel_mm": voxel_mm,
-        "detector": asdict(detector),
+        **asdict(config),
     }
-    model = reconstructor.model
-    tables = {
+
+
+def reconstruct_file(
+    path: str,
+    out: Path,
+    reconstructor: Reconstructor,
+    config: FileConfig = FileConfig(),
+    tell: Callable[[int, int], None] = lambda done, n: None,
+) -> Manifest:
+    """Reconstruct every event of a file: tables of events, particles, interactions, voxels, and their manifest.
+
+    Args:
+        path: an event file; truth in it is not read.
+        out: folder, made if missing.
+        reconstructor: the model; there are tables of particles and interactions if it has such heads.
+        config: which events and tables.
+        tell: called with the number of events done, and of all of them.
+
+    Returns:
+        What is in the manifest, which is there when all is written: ``FOLDER/STEM_manifest.json``.
+
+    Raises:
+        ValueError: the file cannot be read, or has not the events that are asked for; it leaves no tables.
+        OSError: likewise, or ``out`` cannot be written.
+    """
+    events = open_events(path, truth=False, energy_scale=config.energy_scale, voxel_mm=config.voxel_mm)
+    entries = entries_of(config.events, len(events))
+    model, stem = reconstructor.model, Path(path).stem
+    wanted = {
         "particles": model.particle is not None,
         "interactions": model.interaction is not None,
-        "voxels": voxels,
+        "voxels": config.voxels,
     }
-    reports = []
-    for stem, path in stems.items():
-        try:
-            events = open_events(path, truth=False, energy_scale=energy_scale, voxel_mm=voxel_mm)
-        except (ValueError, OSError) as error:
-            reports.append(FileReport(path, 0, (), str(error)))
-            continue
-        entries = list(select(len(events)))
-        counts: dict[Status, int] = {}
-        with TableWriter(out, stem, provenance, **tables) as writer:
-            for entry in progress(entries, Path(path).name):
-                status = _one(events, entry, path, reconstructor, detector, writer)
-                counts[status] = counts.get(status, 0) + 1
-        written = ("events", *(name for name, wanted in tables.items() if wanted))
-        reports.append(FileReport(path, len(entries), tuple(sorted(counts.items())), "", written))
-    return reports
+    provenance = provenance_of(reconstructor, config)
+    counts: dict[str, int] = {}
+    out.mkdir(parents=True, exist_ok=True)
+    with undone(out, stem):
+        source = InputFile.of(Path(path))
+        with TableWriter(out, stem, {**provenance, "input_sha256": source.sha256}, **wanted) as writer:
+            for done, entry in enumerate(entries):
+                tell(done, len(entries))
+                status = _one(events, entry, path, reconstructor, config.detector, writer)
+                counts[status.value] = counts.get(status.value, 0) + 1
+        if config.hdf5:
+            with publishing(hdf5_path(out, stem)) as part:
+                part.write_bytes(to_hdf5(out, stem))
+        manifest = Manifest.of(out, stem, source, provenance, len(entries), counts)
+        manifest.publish(out)
+    return manifest
 
 
 def _one(

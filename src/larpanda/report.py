@@ -6,18 +6,36 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
+from larpanda.analysis.closure import CONVENTIONS as KINEMATIC_CONVENTIONS
+from larpanda.analysis.closure import (
+    Comparison,
+    Spread,
+    VertexComparison,
+    closures,
+    closures_as_json,
+    compare,
+    comparison_table,
+    pi0_masses,
+    spread_as_json,
+    vertex_misses,
+)
+from larpanda.analysis.kinematics import EnergyScale, measure_event
 from larpanda.data import open_events
 from larpanda.data.rows import open_rows
 from larpanda.display.figures import MOTIF_NAME
+from larpanda.display.lists import Scores, Shown
 from larpanda.display.scene import page
 from larpanda.evaluate.calibration import Calibration, calibration, calibration_as_json
 from larpanda.evaluate.clustering import CONVENTIONS as INSTANCE_CONVENTIONS
-from larpanda.evaluate.clustering import Overlap, matches, overlap
+from larpanda.evaluate.clustering import Overlap, efficiency, matches, overlap, purity, rand_index
 from larpanda.evaluate.segmentation import (
     CONVENTIONS,
     Part,
@@ -29,14 +47,15 @@ from larpanda.evaluate.segmentation import (
     segmentation_by,
 )
 from larpanda.evaluate.summary import Clustering, clustering, clustering_as_json, per_event_as_json
-from larpanda.event import MIN_ENERGY_MEV, Event, Motif, Species
+from larpanda.event import MIN_ENERGY_MEV, Event, Motif, Reconstruction, Species
 from larpanda.gallery import METRICS, PER_EVENT, describe_evaluation, draw_figures
 from larpanda.model.bundle import find_bundle, read_bundle_config
 from larpanda.parallel import gathered, rank, world
-from larpanda.publish import publish_text
-from larpanda.reconstruct import Reconstructor
+from larpanda.publish import publish_text, publishing
+from larpanda.reconstruct import DETECTOR, Reconstructor
 from larpanda.runs import describe_run, is_run
 
+COMPARED = "particles.parquet"
 WORST = 6  # events by each number on the page beside the report
 
 
@@ -61,6 +80,8 @@ class Evaluation:
     left_out: tuple[str, ...]  # a line for each event without truth, or that could not be used
     particle: "Instances | None"  # None: the model has no such head, or the events no such truth
     interaction: "Instances | None"
+    compared: tuple[tuple[int, Comparison], ...]  # true particles with momenta, each with the row of its event
+    vertices: tuple[VertexComparison, ...]
 
 
 def evaluate_events(model: Reconstructor, events: Sequence[Event], entries: Iterable[int], seed: int = 0) -> Evaluation:
@@ -101,6 +122,8 @@ def evaluate_events(model: Reconstructor, events: Sequence[Event], entries: Iter
         tuple(left_out),
         _particles(used, seed),
         _interactions(used, seed),
+        tuple((one.entry, particle) for one in used for particle in one.compared),
+        tuple(vertex for one in used for vertex in one.vertices),
     )
 
 
@@ -129,6 +152,8 @@ class _Judged:
     table: npt.NDArray[np.int64]  # [5, 5]
     n_voxels: int  # above threshold
     energy_mev: float  # of them
+    compared: list[Comparison]  # if the truth has momenta; so the next
+    vertices: list[VertexComparison]
     particle: Overlap | None
     species_probability: npt.NDArray[np.float64]  # [P, 5] of the predicted particles
     interaction: Overlap | None
@@ -142,24 +167,58 @@ def _judge(model: Reconstructor, events: Sequence[Event], entry: int) -> _Judged
         return str(error)
     if problem := event.problem() or ("" if event.has_truth else "no motif labels"):
         return f"{event.key or f'event {entry}'}: {problem}"
-    visible, row_point = event.visible(model.model.config.min_energy_mev)
-    energy = float(visible.energy.double().sum())
     found = model.reconstruct(event)
-    row = torch.empty(len(visible), dtype=torch.long)  # one of those that became each point; all have its answer
-    row[row_point[row_point >= 0]] = (row_point >= 0).nonzero()[:, 0]
+    visible, row = _seen(event, model)
+    particle, interaction = _overlaps(visible, found, row)
+    probability = np.array([one.species_probability for one in found.particles or ()]).reshape(-1, len(Species))
+    energy = float(visible.energy.double().sum())
     table = confusion(visible.motif, found.motif[row])
+    measured = None if event.particles is None else measure_event(event, found, DETECTOR, EnergyScale())
+    threshold = model.model.config.min_energy_mev
+    compared, vertices = compare(event, found, measured, threshold, DETECTOR, EnergyScale())
+    return _Judged(entry, table, len(visible), energy, compared, vertices, particle, probability, interaction)
+
+
+def _seen(event: Event, model: Reconstructor) -> tuple[Event, Tensor]:
+    """The points that a model sees, and [M] int64, of each one of the rows that became it: all have its answer."""
+    visible, row_point = event.visible(model.model.config.min_energy_mev)
+    row = torch.empty(len(visible), dtype=torch.long)
+    row[row_point[row_point >= 0]] = (row_point >= 0).nonzero()[:, 0]
+    return visible, row
+
+
+def _overlaps(visible: Event, found: Reconstruction, row: Tensor) -> tuple[Overlap | None, Overlap | None]:
+    """True against found particles, and interactions; None without a head, or without such truth."""
     particle = interaction = None
-    probability = np.zeros((0, len(Species)))
     if found.particles is not None and (visible.particle >= 0).any():
         species = np.array([int(one.species) for one in found.particles] + [0])
         truth, mine = visible.particle.numpy(), found.particle[row].numpy()
         kind = np.maximum(visible.species.numpy(), 0)
         particle = overlap(truth, mine, kind, species[mine], visible.energy.numpy())
-        probability = np.array([one.species_probability for one in found.particles]).reshape(-1, len(Species))
     if found.interactions is not None and (visible.interaction >= 0).any():
         truth, mine = visible.interaction.numpy(), found.interaction[row].numpy()
         interaction = overlap(truth, mine, energy=visible.energy.numpy())
-    return _Judged(entry, table, len(visible), energy, particle, probability, interaction)
+    return particle, interaction
+
+
+def shown(model: Reconstructor, event: Event) -> Shown:
+    """An event as a page shows it: reconstructed, and with heads for it measured and compared with the truth."""
+    found = model.reconstruct(event)
+    if (found.particles is None and found.interactions is None) or event.problem():
+        return Shown(event, found)
+    interactions, particles = measure_event(event, found, DETECTOR, EnergyScale())
+    visible, row = _seen(event, model)
+    return Shown(
+        event,
+        found,
+        tuple(particles[one.id] for one in found.particles or ()),
+        tuple(interactions.get(one.id) for one in found.interactions or ()),
+        *map(_scores, _overlaps(visible, found, row)),
+    )
+
+
+def _scores(table: Overlap | None) -> Scores | None:
+    return None if table is None else Scores(rand_index(table), purity(table), efficiency(table))
 
 
 def table(result: Evaluation) -> str:
@@ -182,7 +241,24 @@ def table(result: Evaluation) -> str:
             for key in ("ari", "pq", "purity", "efficiency", "fraction_unassigned"):
                 one = found.found.means[key]
                 lines.append(f"  {key:<20}{one.value:.3f}  [{one.low:.3f}, {one.high:.3f}]")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_measured_lines(result)])
+
+
+def _measured_lines(result: Evaluation) -> list[str]:
+    """Energies and directions of true particles, on their own voxels and as found; nothing without heads or momenta."""
+    if not result.compared or result.particle is None:
+        return []
+    particles = [one for _, one in result.compared]
+    matched = sum(one.found is not None for one in particles)
+    lines = [f"true particles measured on their voxels; as found, {matched} of {len(particles)} (IoU above 0.5)"]
+    for on_truth, found in zip(closures(particles, True), closures(particles, False), strict=True):
+        cells = [
+            f"energy / true {one.energy.middle:5.3f} +- {one.energy.half_width:5.3f} ({one.energy.n}), "
+            f"68 % of angles {one.angle_degrees.middle:5.1f} degrees ({one.angle_degrees.n})"
+            for one in (on_truth, found)
+        ]
+        lines.append(f"  {on_truth.species.name.lower():<9} {'; '.join(cells)}")
+    return lines
 
 
 def summary(result: Evaluation, model: Reconstructor) -> str:
@@ -209,6 +285,11 @@ def write_report(out: Path, result: Evaluation, model: Reconstructor, sources: S
         "weights_sha256": model.weights_sha256,
         "min_energy_mev": model.model.config.min_energy_mev,
     }
+    if result.compared:
+        metrics["kinematics"] = _kinematics(result)
+        out.mkdir(parents=True, exist_ok=True)
+        with publishing(out / COMPARED) as part:
+            pq.write_table(comparison_table(result.compared), part, compression="zstd")
     if result.particle is not None and result.particle.classes is not None:
         metrics["particle_calibration"] = calibration_as_json(result.particle.classes)
     accuracy = [np.trace(t) / max(t.sum(), 1) for t in result.tables]
@@ -222,11 +303,11 @@ def write_report(out: Path, result: Evaluation, model: Reconstructor, sources: S
     worst = {"accuracy of motifs": _lowest(result.entries, np.array(accuracy))}
     for name, one, _ in _instances(result):
         worst[f"ARI of {name}s"] = _lowest(one.entries, one.found.each.values["ari"])
-    shown = list(dict.fromkeys(entry for lowest in worst.values() for entry, _ in lowest))
-    pairs = [(event, model.reconstruct(event)) for event in (result.events[entry] for entry in shown)]
-    publish_text(out / "events.html", page(pairs, "The worst events", summary(result, model)))
+    entries = list(dict.fromkeys(entry for lowest in worst.values() for entry, _ in lowest))
+    events = [shown(model, result.events[entry]) for entry in entries]
+    publish_text(out / "events.html", page(events, "The worst events", summary(result, model)))
     links = "".join(
-        f"<li>{name}: {', '.join(_link(shown.index(entry), entry, value) for entry, value in lowest)}</li>"
+        f"<li>{name}: {', '.join(_link(entries.index(entry), entry, value) for entry, value in lowest)}</li>"
         for name, lowest in worst.items()
     )
     publish_text(out / PER_EVENT, json.dumps(each) + "\n")
@@ -244,6 +325,22 @@ def write_report(out: Path, result: Evaluation, model: Reconstructor, sources: S
         worst=links,
     )
     publish_text(out / "index.html", body)
+
+
+def _kinematics(result: Evaluation) -> dict[str, Any]:
+    """Particles and vertices as measured on true voxels and, with heads, as found."""
+    particles = [one for _, one in result.compared]
+    ways = {"reco_on_truth": True, **({"reco": False} if result.particle is not None else {})}
+    found: dict[str, Any] = {"particles": len(particles), "matched": sum(one.found is not None for one in particles)}
+    for name, on_truth in ways.items():
+        misses = vertex_misses(result.vertices, on_truth)
+        found[name] = {
+            **closures_as_json(closures(particles, on_truth)),
+            "vertex_cm": spread_as_json(Spread.within(misses)),
+            "within_1_cm": float(np.mean(np.array(misses) < 1.0)) if misses else None,
+            "pi0_mass_mev": spread_as_json(Spread.of(pi0_masses(particles, on_truth))),
+        }
+    return found
 
 
 def _lowest(entries: Sequence[int], values: npt.NDArray[np.float64]) -> list[tuple[int, float]]:
@@ -264,7 +361,8 @@ def _instances(result: Evaluation) -> list[tuple[str, Instances, list[str]]]:
 
 def conventions(result: Evaluation) -> dict[str, str]:
     """What each number of an evaluation is."""
-    return {**(INSTANCE_CONVENTIONS if _instances(result) else {}), **CONVENTIONS}
+    of_instances = INSTANCE_CONVENTIONS if _instances(result) else {}
+    return {**(KINEMATIC_CONVENTIONS if result.compared else {}), **of_instances, **CONVENTIONS}
 
 
 def describe(what: str) -> str:

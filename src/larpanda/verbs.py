@@ -2,15 +2,17 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from larpanda.options import entries_of, one_line
+from larpanda.options import one_line
 
 if TYPE_CHECKING:
-    from larpanda.reconstruct import Reconstructor
+    from larpanda.analysis.manifest import Manifest
+    from larpanda.reconstruct import FileConfig, Reconstructor
 
 
 Item = TypeVar("Item")
@@ -33,40 +35,101 @@ def generate(arguments: argparse.Namespace) -> int:
 
 def reconstruct(arguments: argparse.Namespace) -> int:
     """Reconstruct files into tables."""
+    from larpanda.archive import ArchiveConfig, check, merge, reconstruct_files
+    from larpanda.data import event_files, median_energy_warning, open_events
+    from larpanda.jobs import condor_submit, slurm_array
+    from larpanda.progress import FilesMeter
+
+    files = list(dict.fromkeys(str(path) for source in arguments.files for path in event_files(source)))
+    if arguments.check:
+        problems = check(files, arguments.out)
+        print("\n".join(problems) if problems else f"{arguments.out}: nothing is missing or broken")
+        return 1 if problems else 0
+    if arguments.merge:
+        print("\n".join(map(str, merge(files, arguments.out))))
+        return 0
+    if not files:
+        raise ValueError("no files to reconstruct were given")
+    if arguments.slurm is not None or arguments.htcondor is not None:
+        text = slurm_array if arguments.slurm is not None else condor_submit
+        settings = arguments.slurm if arguments.slurm is not None else arguments.htcondor
+        print(text(_reconstruct_command(arguments), settings), end="")
+        return 0
+    _check_entries(arguments.events, files)
+    config = ArchiveConfig(
+        out=arguments.out,
+        bundle=arguments.model,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        files=_file_config(arguments),
+        workers=arguments.workers,
+        executor=arguments.executor,
+        scheduler=arguments.scheduler,
+        shard=arguments.shard,
+        patience_s=arguments.patience,
+    )
+    total: Counter[str] = Counter()
+    reports = []
+    n_files = len(files[arguments.shard[0] :: arguments.shard[1]])
+    with closing(FilesMeter("larpanda reconstruct", n_files, arguments.quiet)) as meter:
+        for report in reconstruct_files(files, config, meter.tell):
+            meter.ended(report.file)
+            reports.append(report)
+            if report.manifest is None:
+                print(f"larpanda reconstruct: {one_line(report.error)}", file=sys.stderr)
+                continue
+            total.update(report.manifest.statuses)
+            where = "done before" if report.before else _tables(report.manifest, arguments.out)
+            print(f"{report.file}: {_counts(report.manifest.statuses)} -> {where}", flush=True)
+            scale = {"energy_scale": arguments.energy_scale, "voxel_mm": arguments.voxel_mm}
+            if not report.before and (warning := median_energy_warning(open_events(report.file, truth=False, **scale))):
+                print(f"larpanda reconstruct: warning: {report.file}: {warning}", file=sys.stderr)
+    if len(reports) > 1:
+        print(f"{len(reports)} files, {total.total()} events: {_counts(total)}")
+    return 1 if any(report.manifest is None or report.manifest.failed for report in reports) else 0
+
+
+def _check_entries(spec: str | None, files: Sequence[str]) -> None:
+    """Raise ValueError for entries that the first file that can be read has not: the caller's mistake, not a file's."""
+    from larpanda.data import entries_of, open_events
+
+    for file in files:
+        try:
+            n_events = len(open_events(file, truth=False))
+        except (ValueError, OSError):  # said when its turn comes
+            continue
+        entries_of(spec, n_events)
+        return
+
+
+def _counts(statuses: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} {status}" for status, n in sorted(statuses.items())) or "no events"
+
+
+def _tables(manifest: "Manifest", out: Path) -> str:
+    """``tables/x_events.parquet, _voxels.parquet``."""
+    first, *others = (table.file for table in manifest.tables)
+    return ", ".join([str(out / first), *(other.removeprefix(manifest.stem) for other in others)])
+
+
+def _file_config(arguments: argparse.Namespace) -> "FileConfig":
     from larpanda.analysis.kinematics import Detector
     from larpanda.config import config_from_yaml
-    from larpanda.data import event_files, median_energy_warning, open_events
-    from larpanda.reconstruct import reconstruct_files
+    from larpanda.reconstruct import FileConfig
 
-    detector = config_from_yaml(Detector, arguments.detector) if arguments.detector else Detector()
-    model = _load(arguments.model, arguments)
-    reports = reconstruct_files(
-        [str(path) for source in arguments.files for path in event_files(source)],
-        arguments.out,
-        model,
-        detector=detector,
+    return FileConfig(
+        detector=config_from_yaml(Detector, arguments.detector) if arguments.detector else Detector(),
         voxels=not arguments.no_voxels,
-        select=lambda n: entries_of(arguments.events, n),
+        hdf5=arguments.hdf5,
+        events=arguments.events,
         energy_scale=arguments.energy_scale,
         voxel_mm=arguments.voxel_mm,
-        progress=lambda entries, name: _progress(entries, len(entries), name, arguments),
     )
-    for report in reports:
-        if report.error:
-            print(f"larpanda reconstruct: {one_line(report.error)}", file=sys.stderr)
-            continue
-        counts = ", ".join(f"{n} {status}" for status, n in report.statuses) or "no events"
-        others = "".join(f", _{name}.parquet" for name in report.tables if name != "events")
-        print(f"{report.file}: {counts} -> {arguments.out / Path(report.file).stem}_events.parquet{others}")
-        scale = {"energy_scale": arguments.energy_scale, "voxel_mm": arguments.voxel_mm}
-        if warning := median_energy_warning(open_events(report.file, truth=False, **scale)):
-            print(f"larpanda reconstruct: warning: {report.file}: {warning}", file=sys.stderr)
-    return 1 if any(report.error for report in reports) else 0
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Compare a model with the truth in files."""
-    from larpanda.data import median_energy_warning, open_events
+    from larpanda.data import entries_of, median_energy_warning, open_events
     from larpanda.parallel import joined, rank
     from larpanda.report import evaluate_events, table, write_report
 
@@ -89,11 +152,40 @@ def evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def validate(arguments: argparse.Namespace) -> int:
+    """Say what is wrong with files of events, event by event."""
+    from larpanda.data import event_files
+    from larpanda.data.validate import check_files
+    from larpanda.findings import page, text
+    from larpanda.progress import FilesMeter
+    from larpanda.publish import publish_text
+
+    files = list(dict.fromkeys(path for source in arguments.files for path in event_files(source)))
+    checks = []
+    with closing(FilesMeter("larpanda validate", len(files), arguments.quiet)) as meter:
+        for check in check_files(
+            files,
+            energy_scale=arguments.energy_scale,
+            voxel_mm=arguments.voxel_mm,
+            workers=arguments.workers,
+            limit_s=arguments.limit,
+            progress=meter.tell,
+        ):
+            meter.ended(check.file)
+            checks.append(check)
+    if arguments.out:  # first: who reads the lines may stop (head)
+        publish_text(arguments.out, page(checks))
+    print(text(checks), *([arguments.out] if arguments.out else []), sep="\n")
+    return 0 if all(check.is_good for check in checks) else 1
+
+
 def view(arguments: argparse.Namespace) -> int:
     """Show events."""
-    from larpanda.data import open_events
+    from larpanda.data import entries_of, open_events
+    from larpanda.display.lists import Shown
     from larpanda.display.scene import page, picture
     from larpanda.publish import publish_text
+    from larpanda.report import shown
 
     model = None if arguments.model == "none" else _load(arguments.model, arguments)
     source = open_events(arguments.file, energy_scale=arguments.energy_scale, voxel_mm=arguments.voxel_mm)
@@ -111,12 +203,12 @@ def view(arguments: argparse.Namespace) -> int:
     if spec is None and len(entries) > PAGE_EVENTS:
         entries = entries[:PAGE_EVENTS]
         print(f"larpanda view: the first {PAGE_EVENTS} of {len(source)} events; choose with --events", file=sys.stderr)
-    pairs = []
+    events = []
     for entry in _progress(entries, len(entries), "events", arguments):
         event = source[entry]
-        pairs.append((event, model.reconstruct(event) if model else None))
+        events.append(shown(model, event) if model else Shown(event))
     out = arguments.out or Path(Path(arguments.file.partition("?")[0].replace(":", "-")).stem + ".html")
-    publish_text(out, page(pairs, f"larpanda: {Path(arguments.file).name}"))
+    publish_text(out, page(events, f"larpanda: {Path(arguments.file).name}"))
     print(out)
     return 0
 
@@ -271,8 +363,8 @@ def demo(arguments: argparse.Namespace) -> int:
     from larpanda.data.generate import generate
     from larpanda.display.scene import page
     from larpanda.publish import publish_text
-    from larpanda.reconstruct import reconstruct_files
-    from larpanda.report import evaluate_events, summary, table, write_report
+    from larpanda.reconstruct import reconstruct_file
+    from larpanda.report import evaluate_events, shown, summary, table, write_report
 
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
@@ -280,16 +372,13 @@ def demo(arguments: argparse.Namespace) -> int:
     model = _load("nano", arguments)
     file = out / "events.h5"
     write_events(file, _progress(generate(DEMO_EVENTS, seed=seed), DEMO_EVENTS, "generate", arguments))
-    reconstruct_files(
-        [str(file)], out, model, progress=lambda rows, _: _progress(rows, len(rows), "reconstruct", arguments)
-    )
+    reconstruct_file(str(file), out, model)
     events = open_events(file)
     result = evaluate_events(model, events, _progress(range(len(events)), len(events), "evaluate", arguments))
     write_report(out / "evaluation", result, model, [file.name])
     print(table(result))
-    pairs = [(event, model.reconstruct(event)) for event in events]
     where = out / "index.html"
-    publish_text(where, page(pairs, "larpanda demo", summary(result, model)))
+    publish_text(where, page([shown(model, event) for event in events], "larpanda demo", summary(result, model)))
     print(f"tables: {out / 'events_events.parquet'}, {out / 'events_voxels.parquet'}")
     print(f"numbers: {out / 'evaluation' / 'metrics.json'}")
     print(f"open in a browser: {where.resolve()}")
@@ -312,6 +401,19 @@ def _pretrain_command(arguments: argparse.Namespace) -> list[str]:
     command += [text for setting in _settings(arguments) for text in ("--set", setting)]
     scale = ["--energy-scale", f"{arguments.energy_scale:g}", "--voxel-mm", f"{arguments.voxel_mm:g}"]
     return [*command, "--device", arguments.device, *scale]
+
+
+def _reconstruct_command(arguments: argparse.Namespace) -> list[str]:
+    """The words of the same command for one of many shards, without which one."""
+    config = _file_config(arguments)
+    command = ["reconstruct", *arguments.files, "--out", str(arguments.out), "--model", arguments.model]
+    command += ["--detector", str(arguments.detector)] if arguments.detector else []
+    command += ["--events", config.events] if config.events else []
+    command += ["--no-voxels"] if not config.voxels else []
+    command += ["--hdf5"] if config.hdf5 else []
+    scale = ["--energy-scale", f"{config.energy_scale:g}", "--voxel-mm", f"{config.voxel_mm:g}"]
+    how = ["--device", arguments.device, "--dtype", arguments.dtype, "--workers", str(arguments.workers)]
+    return [*command, *scale, *how, "--patience", f"{arguments.patience:g}", "--quiet"]
 
 
 def _recipe(recipes: dict[str, Callable[[], Item]], arguments: argparse.Namespace) -> Callable[[], Item]:

@@ -445,6 +445,14 @@ def test_a_truncated_file(path, keep):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("signature", [b"HEAP", b"SNOD", b"TREE"])
+def test_a_file_whose_names_cannot_be_listed(tmp_path, signature):
+    path = write_by_hand(tmp_path / "a.h5", many(3))
+    path.write_bytes(path.read_bytes().replace(signature, b"OOPS"))
+    with pytest.raises(ValueError, match=r"a\.h5: this HDF5 file is truncated or damaged"):
+        open_events(path)
+
+
 def test_no_points(path):
     write_by_hand(path, [{"cluster": CLUSTER, "energy": [1.0]}])
     with pytest.raises(ValueError, match=r"it has no 'point' \(it has: cluster, energy\)"):

@@ -15,6 +15,7 @@ from larpanda.display.figures import (
     boxes_svg,
     confusion_svg,
     distributions_svg,
+    histogram_svg,
     lines_svg,
 )
 
@@ -123,3 +124,10 @@ def test_boxes_are_of_the_paper_and_mark_the_doubtful_one():
     ends = {float(y) for line in panel.get_lines() for y in np.atleast_1d(line.get_ydata())}
     assert {10.0, 25.0, 50.0, 75.0, 90.0} <= ends | {25.0, 75.0}
     assert len(panel.get_lines()) == 6  # two whiskers, two caps, median, mean: no outliers
+
+
+def test_a_histogram_says_what_it_counts():
+    for counts in ([0, 0, 0], [1, 3, 2], [5, 1000, 0]):
+        drawn = histogram_svg(counts, [1, 10, 100, 1000], "voxels & more", "events")
+        assert {"voxels & more", "events"} <= set(words(drawn))
+        assert drawn == histogram_svg(counts, [1, 10, 100, 1000], "voxels & more", "events")

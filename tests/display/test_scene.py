@@ -14,7 +14,10 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score
 
+from larpanda.analysis.kinematics import Detector, EnergyScale, measure_event
+from larpanda.data.generate import generate
 from larpanda.display.figures import MOTIF_COLOR
+from larpanda.display.lists import Scores, Shown, found_list, true_list
 from larpanda.display.scene import page, picture
 from larpanda.event import Event, EventKey, Motif, Status
 
@@ -68,7 +71,7 @@ def columns(event_data):
 def test_the_page_carries_every_voxel_of_every_event(make_event, make_reconstruction):
     events = [make_event(300, seed) for seed in range(3)]
     pairs = [(event, make_reconstruction(event, seed)) for seed, event in enumerate(events)]
-    data = Document(page(pairs, "a title")).data
+    data = Document(page([Shown(*pair) for pair in pairs], "a title")).data
     assert len(data["events"]) == 3
     for (event, found), shown in zip(pairs, data["events"], strict=True):
         got = columns(shown)
@@ -87,7 +90,7 @@ def test_the_page_carries_every_voxel_of_every_event(make_event, make_reconstruc
 def test_agreement_is_that_of_scikit_learn(make_event, make_reconstruction):
     event = make_event(500)
     found = make_reconstruction(event)
-    agreement = Document(page([(event, found)], "")).data["events"][0]["reconstruction"]["agreement"]
+    agreement = Document(page([Shown(event, found)], "")).data["events"][0]["reconstruction"]["agreement"]
     seen = ~found.below_threshold.numpy()
     truth, predicted = event.motif.numpy()[seen], found.motif.numpy()[seen]
     assert agreement["f1"] == pytest.approx(f1_score(truth, predicted, average=None))
@@ -100,7 +103,7 @@ def test_a_motif_in_neither_has_no_f1_and_is_not_averaged(make_event, make_recon
     event = replace(event, motif=torch.where(event.motif == Motif.LED, Motif.LED, Motif.TRACK))
     found = make_reconstruction(event)
     found = replace(found, motif=torch.where(found.below_threshold, -1, event.motif))
-    agreement = Document(page([(event, found)], "")).data["events"][0]["reconstruction"]["agreement"]
+    agreement = Document(page([Shown(event, found)], "")).data["events"][0]["reconstruction"]["agreement"]
     assert agreement == {"accuracy": 1.0, "f1": [None, 1.0, None, None, 1.0], "macro_f1": 1.0}
 
 
@@ -108,7 +111,7 @@ def test_a_particle_found_has_the_colour_of_the_true_one(make_event, make_recons
     event = make_event(400)
     found = make_reconstruction(event)  # particle p is called 100 - p
     split = torch.where((found.particle == 97) & (torch.arange(400) % 4 == 0), 200, found.particle)
-    colors = Document(page([(event, replace(found, particle=split))], "")).data["events"][0]["reconstruction"]
+    colors = Document(page([Shown(event, replace(found, particle=split))], "")).data["events"][0]["reconstruction"]
     color = dict(colors["particle_color"])
     assert {k: color[k] for k in range(93, 101)} == {100 - p: p for p in range(8)}
     assert color[200] == 8  # the lesser part of a split particle: a colour of its own
@@ -119,7 +122,7 @@ def test_large_particle_numbers_survive(make_event):
     event = make_event(100)
     for largest, kind in ((100, "Int8"), (300, "Int16"), (70_000, "Int32")):
         moved = replace(event, particle=torch.where(event.particle == 3, largest, event.particle))
-        shown = Document(page([(moved, None)], "")).data["events"][0]
+        shown = Document(page([Shown(moved)], "")).data["events"][0]
         assert shown["columns"]["truth_particle"][0] == kind
         assert np.array_equal(columns(shown)["truth_particle"], moved.particle.numpy())
 
@@ -127,7 +130,7 @@ def test_large_particle_numbers_survive(make_event):
 def test_nothing_that_an_event_says_becomes_markup(make_event, make_refused):
     evil = "</script><script>alert(1)</script><!--<script>\u2028'\"&amp;"
     event = replace(make_event(10), key=EventKey(f"folder/{evil}.h5", 3, run=7))
-    document = Document(page([(event, make_refused(10, Status.FAILED, evil))], evil, f"{evil}\t{evil}\n{evil}"))
+    document = Document(page([Shown(event, make_refused(10, Status.FAILED, evil))], evil, f"{evil}\t{evil}\n{evil}"))
     assert len(document.scripts) == 3
     assert document.data["events"][0]["reconstruction"]["reason"] == evil
     assert document.data["events"][0]["name"].endswith(".h5: event 3 (run 7)")
@@ -137,7 +140,7 @@ def test_nothing_that_an_event_says_becomes_markup(make_event, make_refused):
 
 
 def test_only_our_script_may_run_and_nothing_is_fetched(make_event):
-    document = Document(page([(make_event(10), None)], "a title", "text"))
+    document = Document(page([Shown(make_event(10))], "a title", "text"))
     hashes = [
         f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
         for attributes, text in document.scripts
@@ -160,9 +163,18 @@ def test_the_vendored_library_is_the_one_that_is_recorded():
 
 def test_twenty_thousand_voxels_are_under_five_megabytes(make_event, make_reconstruction):
     event = make_event(20_000, particles=60)
-    text = page([(event, make_reconstruction(event))], "a title")
+    text = page([Shown(event, make_reconstruction(event))], "a title")
     assert len(text.encode()) < 5_000_000
-    assert text == page([(event, make_reconstruction(event))], "a title")
+    assert text == page([Shown(event, make_reconstruction(event))], "a title")
+
+
+def test_eight_events_with_all_particles_are_under_five_megabytes(make_reconstruction):
+    shown = []
+    for event in generate(8, seed=100):
+        found = make_reconstruction(event)
+        measures = measure_event(event, found, Detector(), EnergyScale())[1]
+        shown.append(Shown(event, found, tuple(measures[one.id] for one in found.particles)))
+    assert len(page(shown, "a title").encode()) < 5_000_000
 
 
 def test_impossible_rows_are_counted_and_the_rest_is_shown(make_event, make_refused):
@@ -171,7 +183,7 @@ def test_impossible_rows_are_counted_and_the_rest_is_shown(make_event, make_refu
     position[3], position[7, 1], position[9, 2] = float("nan"), float("inf"), 1e9
     energy[20], energy[21], energy[22] = float("nan"), float("inf"), -float("inf")
     event = replace(event, position=position, energy=energy)
-    shown = Document(page([(event, make_refused(50, Status.BAD_INPUT, event.problem()))], "")).data["events"][0]
+    shown = Document(page([Shown(event, make_refused(50, Status.BAD_INPUT, event.problem()))], "")).data["events"][0]
     got = columns(shown)
     assert (shown["n_voxels"], shown["n_drawn"], shown["energy_mev"]) == (50, 47, None)
     assert set(range(50)) - set(got["row"].tolist()) == {3, 7, 9}
@@ -191,17 +203,34 @@ def test_panels_follow_what_there_is(make_event, make_reconstruction, make_refus
         (bare, None),
         (empty, make_refused(0, Status.EMPTY, "")),
     ]
-    shown = Document(page(pairs, "")).data["events"]
+    shown = Document(page([Shown(*pair) for pair in pairs], "")).data["events"]
     expected = [["truth", "prediction"], ["truth"], ["prediction"], ["charge"], ["prediction"]]
     assert [event["panels"] for event in shown] == expected
     assert [event["name"] for event in shown] == [f"event {i}" for i in range(5)]
     assert (shown[4]["n_voxels"], shown[4]["energy_mev"]) == (0, 0.0)
 
 
+def test_lists_and_scores_are_of_models_that_look_for_particles(make_event, make_reconstruction, make_refused):
+    event = make_event(300)
+    found = make_reconstruction(event)
+    bare = replace(found, particles=None, interactions=None)
+    shown = [
+        Shown(event, found, particle_scores=Scores(0.5, 0.25, float("nan"))),
+        *(Shown(event, other) for other in (bare, None, make_refused(300, Status.BAD_INPUT, ""))),
+        Shown(Event.from_arrays(event.position.numpy(), event.energy.numpy()), found),
+    ]
+    data = Document(page(shown, "")).data["events"]
+    both = {"truth": true_list(event), "prediction": found_list(shown[0])}
+    lists = [both, {}, {}, {}, {"prediction": both["prediction"]}]
+    assert [event["lists"] for event in data] == json.loads(json.dumps(lists))
+    scores = {"particles": {"ari": 0.5, "purity": 0.25, "efficiency": None}}
+    assert [event["scores"] for event in data] == [scores, {}, {}, {}, {}]
+
+
 def test_mistakes_are_named(make_event, make_reconstruction, tmp_path):
     with pytest.raises(ValueError, match="no events to show"):
         page([], "")
-    for call in (lambda *pair: page([pair], ""), lambda *pair: picture(*pair, tmp_path / "x.png")):
+    for call in (lambda *pair: page([Shown(*pair)], ""), lambda *pair: picture(*pair, tmp_path / "x.png")):
         with pytest.raises(ValueError, match="has 20 rows, its event event 0 30"):
             call(make_event(30), make_reconstruction(make_event(20)))
 

@@ -26,7 +26,7 @@ ROW_GROUP_VOXELS = 250_000  # about 50 events of PILArNet-M and 5 MB in memory: 
 ROW_GROUP_EVENTS = 10_000
 
 
-def _column(name: str, kind: pa.DataType, unit: str, description: str, null: str = "") -> pa.Field:
+def column(name: str, kind: pa.DataType, unit: str, description: str, null: str = "") -> pa.Field:
     """A column with its meaning; ``null`` says when it has no value, empty: it always has one."""
     meaning = f"{description}; null {null}" if null else description
     return pa.field(name, kind, nullable=bool(null), metadata={"unit": unit, "description": meaning})
@@ -34,74 +34,74 @@ def _column(name: str, kind: pa.DataType, unit: str, description: str, null: str
 
 # fmt: off
 EVENTS = pa.schema([
-    _column("file", pa.string(), "", "name of the input file, without its folder"),
-    _column("entry", pa.int64(), "", "row of the event in the input file, from 0"),
-    _column("run", pa.int64(), "", "run number of the experiment", null="if the file has none"),
-    _column("subrun", pa.int64(), "", "subrun number of the experiment", null="if the file has none"),
-    _column("event", pa.int64(), "", "event number of the experiment", null="if the file has none"),
-    _column("status", pa.string(), "", "what became of the event: " + ", ".join(map(str, Status))),
-    _column("reason", pa.string(), "", "why, in one line; empty if there is nothing to say"),
-    _column("n_voxels", pa.int64(), "", "rows of the event in the input", null="if it could not be read"),
-    _column("n_merged", pa.int64(), "", "rows that share the voxel of an earlier row", null="if it could not be read"),
-    _column("energy_mev", pa.float64(), "MeV", "sum over all rows, seen or not", null="if it could not be read"),
-    _column("n_particles", pa.int64(), "", "particles found", null="without a particle head, or if not read"),
-    _column("n_interactions", pa.int64(), "", "interactions found", null="without an interaction head, or if not read"),
+    column("file", pa.string(), "", "name of the input file, without its folder"),
+    column("entry", pa.int64(), "", "row of the event in the input file, from 0"),
+    column("run", pa.int64(), "", "run number of the experiment", null="if the file has none"),
+    column("subrun", pa.int64(), "", "subrun number of the experiment", null="if the file has none"),
+    column("event", pa.int64(), "", "event number of the experiment", null="if the file has none"),
+    column("status", pa.string(), "", "what became of the event: " + ", ".join(map(str, Status))),
+    column("reason", pa.string(), "", "why, in one line; empty if there is nothing to say"),
+    column("n_voxels", pa.int64(), "", "rows of the event in the input", null="if it could not be read"),
+    column("n_merged", pa.int64(), "", "rows that share the voxel of an earlier row", null="if it could not be read"),
+    column("energy_mev", pa.float64(), "MeV", "sum over all rows, seen or not", null="if it could not be read"),
+    column("n_particles", pa.int64(), "", "particles found", null="without a particle head, or if not read"),
+    column("n_interactions", pa.int64(), "", "interactions found", null="without an interaction head, or if not read"),
 ])
 PARTICLES = pa.schema([
-    _column("entry", pa.int64(), "", "row of the event in the input file, as in the event table"),
-    _column("particle_id", pa.int32(), "", "particle, numbered within the event, as in the voxel table"),
-    _column("interaction_id", pa.int32(), "", "interaction that holds most of its energy; -1 for none"),
-    _column("pdg", pa.int32(), "", "species, without sign of charge: 22, 11, 13, 211 or 2212"),
-    _column("score", pa.float32(), "", "how sure the model is that it is one particle of this species, 0 to 1"),
-    *(_column(f"score_{one.name.lower()}", pa.float32(), "", "probability of this species") for one in Species),
-    _column("n_voxels", pa.int64(), "", "voxels of it above threshold"),
-    _column("deposited_mev", pa.float64(), "MeV", "sum over its rows"),
-    _column("calo_energy_mev", pa.float64(), "MeV", "kinetic energy from that sum and the scale of its species"),
-    _column("range_energy_mev", pa.float64(), "MeV", "kinetic energy from its length",
+    column("entry", pa.int64(), "", "row of the event in the input file, as in the event table"),
+    column("particle_id", pa.int32(), "", "particle, numbered within the event, as in the voxel table"),
+    column("interaction_id", pa.int32(), "", "interaction that holds most of its energy; -1 for none"),
+    column("pdg", pa.int32(), "", "species, without sign of charge: 22, 11, 13, 211 or 2212"),
+    column("score", pa.float32(), "", "how sure the model is that it is one particle of this species, 0 to 1"),
+    *(column(f"score_{one.name.lower()}", pa.float32(), "", "probability of this species") for one in Species),
+    column("n_voxels", pa.int64(), "", "voxels of it above threshold"),
+    column("deposited_mev", pa.float64(), "MeV", "sum over its rows"),
+    column("calo_energy_mev", pa.float64(), "MeV", "kinetic energy from that sum and the scale of its species"),
+    column("range_energy_mev", pa.float64(), "MeV", "kinetic energy from its length",
             null="unless a contained muon, or a pion or proton that came to rest"),
-    _column("energy_mev", pa.float64(), "MeV", "kinetic energy: by range if there is one, else calorimetric, or what "
+    column("energy_mev", pa.float64(), "MeV", "kinetic energy: by range if there is one, else calorimetric, or what "
             "the length of a contained track needs if that is more"),
-    _column("momentum_mev", pa.float64(), "MeV/c", "from energy_mev"),
-    *(_column(f"start_{axis}", pa.float32(), "cm", "where it begins, from the corner of the image") for axis in "xyz"),
-    *(_column(f"end_{axis}", pa.float32(), "cm", "where it ends; of a shower the voxel farthest from the start")
+    column("momentum_mev", pa.float64(), "MeV/c", "from energy_mev"),
+    *(column(f"start_{axis}", pa.float32(), "cm", "where it begins, from the corner of the image") for axis in "xyz"),
+    *(column(f"end_{axis}", pa.float32(), "cm", "where it ends; of a shower the voxel farthest from the start")
       for axis in "xyz"),
-    *(_column(f"direction_{axis}", pa.float32(), "", "at the start, of length 1", null="for a single voxel")
+    *(column(f"direction_{axis}", pa.float32(), "", "at the start, of length 1", null="for a single voxel")
       for axis in "xyz"),
-    _column("length", pa.float32(), "cm", "along a track; of a shower from start to end"),
-    _column("start_dedx", pa.float32(), "MeV/cm", "energy a cm in the first 3 cm", null="without length"),
-    _column("end_dedx", pa.float32(), "MeV/cm", "energy a cm in the last 3 cm", null="of showers, or without length"),
-    _column("contained", pa.bool_(), "", "none of it is within the margin (5 cm) of a wall"),
-    _column("primary", pa.bool_(), "", "it begins within 2 cm of the vertex, or is a photon that points to it"),
-    _column("vertex_distance", pa.float32(), "cm", "from the vertex of its interaction to its start"),
+    column("length", pa.float32(), "cm", "along a track; of a shower from start to end"),
+    column("start_dedx", pa.float32(), "MeV/cm", "energy a cm in the first 3 cm", null="without length"),
+    column("end_dedx", pa.float32(), "MeV/cm", "energy a cm in the last 3 cm", null="of showers, or without length"),
+    column("contained", pa.bool_(), "", "none of it is within the margin (5 cm) of a wall"),
+    column("primary", pa.bool_(), "", "it begins within 2 cm of the vertex, or is a photon that points to it"),
+    column("vertex_distance", pa.float32(), "cm", "from the vertex of its interaction to its start"),
 ])
 INTERACTIONS = pa.schema([
-    _column("entry", pa.int64(), "", "row of the event in the input file, as in the event table"),
-    _column("interaction_id", pa.int32(), "", "interaction, numbered within the event, as in the voxel table"),
-    _column("score", pa.float32(), "", "how sure the model is, 0 to 1"),
-    _column("n_voxels", pa.int64(), "", "voxels of it above threshold"),
-    _column("deposited_mev", pa.float64(), "MeV", "sum over its rows"),
-    _column("n_particles", pa.int64(), "", "particles of it", null="without a particle head"),
-    _column("n_primaries", pa.int64(), "", "those that are primary", null="without particles"),
-    _column("energy_mev", pa.float64(), "MeV", "kinetic energy of its primary particles", null="without particles"),
-    *(_column(f"vertex_{axis}", pa.float32(), "cm", "where it began, from the corner of the image",
+    column("entry", pa.int64(), "", "row of the event in the input file, as in the event table"),
+    column("interaction_id", pa.int32(), "", "interaction, numbered within the event, as in the voxel table"),
+    column("score", pa.float32(), "", "how sure the model is, 0 to 1"),
+    column("n_voxels", pa.int64(), "", "voxels of it above threshold"),
+    column("deposited_mev", pa.float64(), "MeV", "sum over its rows"),
+    column("n_particles", pa.int64(), "", "particles of it", null="without a particle head"),
+    column("n_primaries", pa.int64(), "", "those that are primary", null="without particles"),
+    column("energy_mev", pa.float64(), "MeV", "kinetic energy of its primary particles", null="without particles"),
+    *(column(f"vertex_{axis}", pa.float32(), "cm", "where it began, from the corner of the image",
               null="without particles") for axis in "xyz"),
-    _column("contained", pa.bool_(), "", "all of its particles are", null="without particles"),
-    _column("fiducial", pa.bool_(), "", "its vertex is not within the margin (5 cm) of a wall",
+    column("contained", pa.bool_(), "", "all of its particles are", null="without particles"),
+    column("fiducial", pa.bool_(), "", "its vertex is not within the margin (5 cm) of a wall",
             null="without particles"),
-    _column("topology", pa.string(), "", "primary particles of 25 MeV or more (protons 50), such as 1mu2p",
+    column("topology", pa.string(), "", "primary particles of 25 MeV or more (protons 50), such as 1mu2p",
             null="without particles"),
 ])
 VOXELS = pa.schema([
-    _column("entry", pa.int64(), "", "row of the event in the input file, as in the event table"),
-    _column("x", pa.float32(), "cm", "centre of the voxel from the corner of the image: (voxel + 0.5) * 0.3"),
-    _column("y", pa.float32(), "cm", "likewise"),
-    _column("z", pa.float32(), "cm", "likewise"),
-    _column("energy_mev", pa.float32(), "MeV", "deposited energy of the row, as in the input"),
-    _column("below_threshold", pa.bool_(), "", "true: the energy of the voxel was too small for the model to see it"),
-    _column("motif", pa.int8(), "", "0 shower, 1 track, 2 Michel, 3 delta, 4 low-energy deposit; -1 for none"),
-    _column("motif_probability", pa.float32(), "", "probability of that motif, 0 to 1", null="where motif is -1"),
-    _column("particle_id", pa.int32(), "", "particle, numbered within the event; -1 for none"),
-    _column("interaction_id", pa.int32(), "", "interaction, numbered within the event; -1 for none"),
+    column("entry", pa.int64(), "", "row of the event in the input file, as in the event table"),
+    column("x", pa.float32(), "cm", "centre of the voxel from the corner of the image: (voxel + 0.5) * 0.3"),
+    column("y", pa.float32(), "cm", "likewise"),
+    column("z", pa.float32(), "cm", "likewise"),
+    column("energy_mev", pa.float32(), "MeV", "deposited energy of the row, as in the input"),
+    column("below_threshold", pa.bool_(), "", "true: the energy of the voxel was too small for the model to see it"),
+    column("motif", pa.int8(), "", "0 shower, 1 track, 2 Michel, 3 delta, 4 low-energy deposit; -1 for none"),
+    column("motif_probability", pa.float32(), "", "probability of that motif, 0 to 1", null="where motif is -1"),
+    column("particle_id", pa.int32(), "", "particle, numbered within the event; -1 for none"),
+    column("interaction_id", pa.int32(), "", "interaction, numbered within the event; -1 for none"),
 ])
 # fmt: on
 

@@ -332,7 +332,7 @@ class _Run:
 
 def encode(event: Event, ordinal: int) -> Row:
     """The row of an event. Raises ValueError, which calls it ``ordinal``, for one that has a problem."""
-    if fault := event.problem() or _contradiction(event):
+    if fault := event.problem() or contradiction(event):
         origin = f" ({event.key})" if event.key else ""
         raise ValueError(f"event {ordinal}{origin} cannot be written, and no file was: {fault}")
     point = np.full((len(event), len(POINT)), np.nan, np.float32)  # time, electrons and dx are not known
@@ -422,7 +422,7 @@ def _interaction_extra(event: Event) -> Array:
     return table.astype(np.float32).ravel()
 
 
-def _contradiction(event: Event) -> str | None:
+def contradiction(event: Event) -> str | None:
     """Why the truth of an event cannot be, and would not come back from a file, or None."""
     led = event.motif == Motif.LED
     for name, table, count in (

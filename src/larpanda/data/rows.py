@@ -59,14 +59,14 @@ class Hdf5Rows:
         """Open a file. name: what messages call it. Raises ValueError if it is damaged or holds something else."""
         try:
             self._file = _open_hdf5(path)
+            self.found = sorted(self._file)
+            note = self._file.attrs.get(PROVENANCE)
         except (FileNotFoundError, PermissionError) as error:
             raise OSError(error.errno, os.strerror(error.errno or 0), name) from None
-        except OSError as error:
+        except (OSError, RuntimeError, TypeError) as error:  # the last for names that are no text
             raise ValueError(_not_readable(path, name, "HDF5", bool(h5py.is_hdf5(path)), error)) from error
-        self.found = sorted(self._file)
         self._datasets = {key: self._file.get(key) for key in LISTS if key in self.found}
         self.lengths: dict[str, int] = {}  # events, by the name of the list
-        note = self._file.attrs.get(PROVENANCE)
         self.provenance = note if isinstance(note, str) else None
         self._types: dict[str, np.dtype[Any]] = {}
         for key, dataset in self._datasets.items():

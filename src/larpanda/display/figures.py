@@ -228,6 +228,35 @@ def boxes_svg(panels: Sequence[tuple[str, npt.ArrayLike]], number: npt.ArrayLike
     return svg_text(figure)
 
 
+def histogram_svg(counts: npt.ArrayLike, edges: npt.ArrayLike, x: str, y: str) -> str:
+    """Draw a histogram, x on a logarithmic axis, and y too unless all counts are small.
+
+    Args:
+        counts: [N] of the bins.
+        edges: [N + 1] of the bins, ascending, above 0.
+        x: what was counted, with its unit.
+        y: what a count is one of.
+
+    Returns:
+        One ``<svg>`` element, the same text for the same numbers.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 2.7), layout="constrained")
+    panel = figure.subplots()
+    height = np.asarray(counts, np.float64)
+    panel.stairs(height, np.asarray(edges, np.float64), fill=True, color=INSTANCE_COLORS[0])
+    panel.set_xscale("log")
+    if height.max(initial=0) > 20:
+        panel.set_yscale("log")
+        panel.set_ylim(bottom=0.7)  # a bin of one is seen
+    panel.set_xlabel(x, fontsize=8)
+    panel.set_ylabel(y, fontsize=8)
+    panel.tick_params(labelsize=8)
+    panel.spines[["top", "right"]].set_visible(False)
+    return svg_text(figure)
+
+
 def _known(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
     column = np.asarray(values, np.float64)
     known: npt.NDArray[np.float64] = column[~np.isnan(column)]

@@ -7,30 +7,30 @@ import base64
 import hashlib
 import html
 import json
+import math
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from larpanda.display.figures import INSTANCE_COLORS, MOTIF_COLOR, MOTIF_NAME
+from larpanda.display.lists import Integers, Json, Scores, Shown, found_list, true_list
 from larpanda.event import IMAGE_VOXELS, UNKNOWN, VOXEL_CM, Event, Motif, Reconstruction, Species
-
-Integers: TypeAlias = npt.NDArray[np.int64]
-Json: TypeAlias = "bool | int | float | str | Sequence[Json] | dict[str, Json] | None"
 
 IMAGE_CM = IMAGE_VOXELS * VOXEL_CM
 FARTHEST_VOXEL = 32_000  # what 16 bits of the page hold; a position beyond is not drawn
 
 
-def page(pairs: Sequence[tuple[Event, Reconstruction | None]], title: str, summary: str = "") -> str:
+def page(events: Sequence[Shown], title: str, summary: str = "") -> str:
     """Show events in a browser: truth beside prediction, in 3D, as one document that opens from a disk.
 
     Args:
-        pairs: events in the order of the page (#event=3 is the fourth), each with what was found in it, or None.
+        events: in the order of the page (#event=3 is the fourth). Of a model that looks for particles or interactions
+            these are listed below the picture.
         title: of the page.
         summary: plain text for the side panel; a line "name<TAB>value" becomes a row of a table.
 
@@ -40,7 +40,7 @@ def page(pairs: Sequence[tuple[Event, Reconstruction | None]], title: str, summa
     Raises:
         ValueError: there is no event, or a reconstruction has another number of rows than its event.
     """
-    if not pairs:
+    if not events:
         raise ValueError("no events to show; a page needs at least one")
     data: Json = {
         "motifs": [{"name": MOTIF_NAME[motif], "color": MOTIF_COLOR[motif]} for motif in Motif],
@@ -48,7 +48,7 @@ def page(pairs: Sequence[tuple[Event, Reconstruction | None]], title: str, summa
         "instance_colors": INSTANCE_COLORS,
         "voxel_cm": VOXEL_CM,
         "image_cm": IMAGE_CM,
-        "events": [_event(number, *pair) for number, pair in enumerate(pairs)],
+        "events": [_event(number, shown) for number, shown in enumerate(events)],
     }
     folder = resources.files("larpanda.display")
     parts = {name: folder.joinpath(name).read_text(encoding="utf-8") for name in ("three.bundle.js", "viewer.js")}
@@ -110,8 +110,9 @@ def picture(event: Event, reconstruction: Reconstruction | None, path: Path, tit
     figure.savefig(path, format="png", metadata={"Software": "larpanda"})
 
 
-def _event(number: int, event: Event, reconstruction: Reconstruction | None) -> Json:
+def _event(number: int, shown: Shown) -> Json:
     """What the page knows about one event; points that have no place in space are counted, not drawn."""
+    event, reconstruction = shown.event, shown.reconstruction
     motifs = dict(_panels(event, reconstruction))
     position = event.position.double().numpy()
     drawn = (np.abs(np.nan_to_num(position, nan=np.inf)) <= FARTHEST_VOXEL).all(axis=1)
@@ -148,8 +149,26 @@ def _event(number: int, event: Event, reconstruction: Reconstruction | None) -> 
             "n_interactions": len(np.unique(event.interaction[event.interaction >= 0].numpy())),
         },
         "reconstruction": None if reconstruction is None else _found(event, reconstruction),
+        **_lists(shown),
         "columns": {name: _encoded(column) for name, column in columns.items()},
     }
+
+
+def _lists(shown: Shown) -> dict[str, Json]:
+    """Lists of particles for each panel, and how well they agree; of a model that looks for none there is neither."""
+    found = found_list(shown)
+    if found is None:
+        return {"lists": {}, "scores": {}}
+    lists = {"truth": true_list(shown.event), "prediction": found}
+    scores = {"particles": shown.particle_scores, "interactions": shown.interaction_scores}
+    return {
+        "lists": {side: groups for side, groups in lists.items() if groups is not None},
+        "scores": {name: _scores(one) for name, one in scores.items() if one is not None},
+    }
+
+
+def _scores(scores: Scores) -> Json:
+    return {name: value if math.isfinite(value) else None for name, value in asdict(scores).items()}
 
 
 def _found(event: Event, reconstruction: Reconstruction) -> Json:

@@ -40,7 +40,18 @@ const VIEWS = {
 };
 const UNLABELLED = -1;
 
-const state = { index: -1, mode: "motif", hidden: new Set(), size: 1, byEnergy: true, hover: null };
+// What is in the light is a choice { kind, number }: both sides' particle or interaction of one colour; null is all.
+const state = {
+  index: -1,
+  mode: null,
+  hidden: new Set(),
+  size: 1,
+  byEnergy: true,
+  hover: null,
+  pointed: null,
+  pinned: null,
+  table: true,
+};
 let current = null; // the decoded event
 let theme = null; // colours of the page, as CSS text and as bytes
 
@@ -99,7 +110,14 @@ function available(mode) {
   return mode === "energy" || hasIds(mode);
 }
 
-const mode = () => [state.mode, "motif", "energy"].find(available);
+const hasLists = () => Object.keys(current.lists).length > 0;
+const mode = () => [state.mode ?? (hasLists() ? "particle" : "motif"), "motif", "energy"].find(available);
+
+/** The number that an instance is drawn with; the two sides' that share most voxels have one. */
+const numberOf = (side, kind, id) => (side === "prediction" ? (current.colors[kind].get(id) ?? id) : id);
+const instanceColor = (number) => instanceColors[number % instanceColors.length];
+const chosen = () => state.pointed ?? state.pinned;
+const same = (a, b) => a?.kind === b?.kind && a?.number === b?.number;
 
 /** A function of a point: its colour on one side, as bytes, or null where it only stands in the background. */
 function painter(side) {
@@ -122,10 +140,18 @@ function painter(side) {
       return (i) => motifColors[motifOf(side, i)] ?? null;
     default: {
       const ids = columns[`${side}_${kind}`] ?? new Int8Array(current.n).fill(UNLABELLED);
-      const number = (id) => (side === "prediction" ? (current.colors[kind].get(id) ?? id) : id);
-      return (i) => (ids[i] < 0 ? null : instanceColors[number(ids[i]) % instanceColors.length]);
+      return (i) => (ids[i] < 0 ? null : instanceColor(numberOf(side, kind, ids[i])));
     }
   }
+}
+
+/** The same, with all that is not chosen in the background. */
+function spotlight(side) {
+  const [colorOf, choice] = [painter(side), chosen()];
+  if (!choice) return colorOf;
+  const ids = current.columns[`${side}_${choice.kind}`];
+  const plain = bytesOf(theme.muted);
+  return (i) => (ids?.[i] >= 0 && numberOf(side, choice.kind, ids[i]) === choice.number ? (colorOf(i) ?? plain) : null);
 }
 
 // ---- Space ---------------------------------------------------------------------------------------------------------
@@ -244,7 +270,14 @@ function createPanel(div, number) {
   });
   div.addEventListener("pointermove", (event) => hover(panel, event));
   div.addEventListener("pointerleave", () => hover(null));
-  div.addEventListener("pointerdown", () => hover(null));
+  div.addEventListener("pointerdown", (event) => {
+    hover(null);
+    panel.pressed = [event.clientX, event.clientY];
+  });
+  div.addEventListener("click", (event) => {
+    const moved = Math.hypot(event.clientX - panel.pressed[0], event.clientY - panel.pressed[1]);
+    if (moved < 4 && hasLists()) pinPoint(panel, event); // else it was a drag
+  });
   div.addEventListener("wheel", () => focusOn(panel, state.hover), { capture: true, passive: true });
   return panel;
 }
@@ -334,7 +367,7 @@ function fill(panel) {
   const tint = new Uint8Array(4 * panel.rows.length);
   panel.size = new Float32Array(panel.rows.length);
   const faint = bytesOf(theme.faint);
-  const colorOf = painter(panel.side);
+  const colorOf = spotlight(panel.side);
   panel.rows.forEach((i, at) => {
     const color = colorOf(i);
     const ratio = current.columns.energy[i] / current.median;
@@ -550,9 +583,13 @@ function pick(panel, x, y) {
   return best;
 }
 
-function hover(panel, event) {
+function onStage(event) {
   const { left, top } = stage.getBoundingClientRect();
-  const [x, y] = event ? [event.clientX - left, event.clientY - top] : [0, 0];
+  return [event.clientX - left, event.clientY - top];
+}
+
+function hover(panel, event) {
+  const [x, y] = event ? onStage(event) : [0, 0];
   const row = panel && !event.buttons ? pick(panel, x, y) : null;
   tooltip.hidden = row === null;
   if (row !== null) {
@@ -665,12 +702,154 @@ function showMode() {
     button.disabled = !available(button.value);
     button.setAttribute("aria-pressed", String(button.value === mode()));
   }
+  find("lists").dataset.mode = mode();
   find("explain").textContent = EXPLAIN[mode()] ?? "";
   find("ramp").hidden = mode() !== "energy";
   const [bar, ends] = find("ramp").children;
   const stops = [0, 1, 2, 3, 4, 5, 6, 7, 8].map((at) => `rgb(${ramp(at / 8).map(Math.round).join(" ")})`);
   bar.style.background = `linear-gradient(90deg, ${stops.join(", ")})`;
   [ends.firstChild.textContent, ends.lastChild.textContent] = [current.low, current.high].map((mev) => mev.toPrecision(2));
+}
+
+// ---- Lists of particles --------------------------------------------------------------------------------------------
+
+const decimals = (n) => (value) => value.toFixed(n).replace(/^-(?=[0.]*$)/, "").replace("-", "\u2212");
+const component = (value) => make("span", { className: "signed" }, decimals(2)(value));
+// Key of a particle, head, how it is written, and what it is. A column that a side knows nothing of is left out.
+const COLUMNS = [
+  ["score", "score", decimals(2), "how sure the model is that it is one particle of this species, 0 to 1"],
+  ["energy_mev", "KE [MeV]", decimals(1), "kinetic energy; found: by range if it came to rest, else from its charge"],
+  ["length_cm", "length [cm]", decimals(1), "along a track; of a shower from its start to its farthest voxel"],
+  ["direction", "direction x, y, z", (way) => way.map(component), "where it goes at its start, of length 1"],
+  ["contained", "contained", (is) => (is ? "yes" : "no"), "found: no nearer to a wall than 5 cm; true: in the image"],
+  ["n_voxels", "voxels", whole, "found: above threshold; true: all"],
+];
+const SCORES = {
+  ari: ["ARI", "adjusted Rand index, voxels above threshold that belong to a true one"],
+  purity: ["purity", "largest share of one true in each one found; mean over those found"],
+  efficiency: ["efficiency", "largest share of each true one in one found; mean over the true"],
+};
+const AT_VERTEX = "at the vertex of the interaction, photons from there included; then, indented, what began later";
+
+/** The words of an interaction: what it is, where it began, how much energy it has. */
+function headline(one) {
+  const parts = [one.topology && make("b", {}, one.topology)];
+  if (one.vertex_cm) parts.push(`vertex ${one.vertex_cm.map(decimals(1)).join(", ")} cm`);
+  if (one.energy_mev !== null) parts.push(`${decimals(1)(one.energy_mev)} MeV`);
+  else if (one.deposited_mev !== null) parts.push(`${decimals(1)(one.deposited_mev)} MeV deposited`);
+  return parts.filter(Boolean).flatMap((part) => [" \u00a0", part]);
+}
+
+/** A row that puts what it stands for into the light. */
+function choiceRow(side, kind, one, name, className, ...rest) {
+  const number = numberOf(side, kind, one.id);
+  const swatch = make("span", { className: "swatch" });
+  swatch.style.setProperty("--color", `rgb(${instanceColor(number).join(" ")})`);
+  const [first, ...cells] = [make("td", {}, swatch, " ", make("button", { type: "button" }, name)), ...rest];
+  return make("tr", { className: `${kind} ${className}`, choice: { kind, number } }, first, ...cells);
+}
+
+function listOf(side) {
+  const groups = current.lists[side];
+  const all = groups.flatMap(({ particles }) => particles);
+  const counted = side === "truth" || current.reconstruction.n_particles !== null; // else the model looks for none
+  const columns = COLUMNS.filter(([key]) => all.some((one) => one[key] !== null));
+  const rows = [];
+  const order = ({ interaction: one }) => (one ? numberOf(side, "interaction", one.id) : Infinity);
+  for (const { interaction, particles } of [...groups].sort((a, b) => order(a) - order(b))) {
+    if (interaction) {
+      const row = choiceRow(side, "interaction", interaction, `interaction ${interaction.id}`, "");
+      row.firstChild.colSpan = columns.length + 1;
+      row.firstChild.append(...headline(interaction), counted && !particles.length ? " \u00a0no particles" : "");
+      if (interaction.score !== null) row.title = `score ${decimals(2)(interaction.score)}`;
+      rows.push(row);
+    } else if (groups.length > 1) {
+      const cell = make("td", { colSpan: columns.length + 1 }, "in no interaction");
+      rows.push(make("tr", { className: "interaction" }, cell));
+    }
+    for (const one of particles) {
+      const contents = columns.map(([key, , write]) => (one[key] === null ? "–" : write(one[key])));
+      const cells = contents.map((content) => make("td", {}, ...[content].flat()));
+      const name = `${page.species[one.species] ?? "particle"} ${one.id}`;
+      rows.push(choiceRow(side, "particle", one, name, one.at_vertex === false ? "later" : "", ...cells));
+    }
+  }
+  const words = `${counted ? `${all.length} ` : ""}${side === "truth" ? "true" : "found"}`;
+  const titles = [["", words, null, AT_VERTEX], ...columns];
+  const heads = make("tr", {}, ...titles.map(([, text, , title]) => make("th", { title, scope: "col" }, text)));
+  const table = make("table", {}, make("thead", {}, heads), make("tbody", {}, ...rows));
+  return make("div", { className: "list" }, table);
+}
+
+function showLists() {
+  const sides = current.panels.filter((side) => current.lists[side]);
+  find("lists").replaceChildren(...sides.map(listOf));
+  find("lists").hidden = !sides.length || !state.table;
+  find("table").hidden = find("list-keys").hidden = !sides.length;
+  find("table").setAttribute("aria-pressed", String(state.table));
+  markRows();
+}
+
+function showScores() {
+  const rows = Object.entries(current.scores).map(([name, values]) => {
+    const texts = Object.keys(SCORES).map((key) => (values[key] === null ? "–" : decimals(3)(values[key])));
+    const cells = texts.map((text) => make("td", {}, text));
+    return make("tr", {}, make("td", {}, name), ...cells);
+  });
+  const heads = Object.values(SCORES).map(([text, title]) => make("th", { title, scope: "col" }, text));
+  if (rows.length) rows.unshift(make("tr", {}, make("th"), ...heads));
+  find("scores").replaceChildren(make("tbody", {}, ...rows));
+}
+
+const listRows = () => [...find("lists").querySelectorAll("tr")].filter((row) => row.choice);
+
+function markRows() {
+  for (const row of listRows()) {
+    row.classList.toggle("chosen", same(row.choice, chosen()));
+    row.classList.toggle("pinned", same(row.choice, state.pinned));
+    row.querySelector("button").setAttribute("aria-pressed", String(same(row.choice, state.pinned)));
+  }
+}
+
+function light(change) {
+  const before = chosen();
+  Object.assign(state, change);
+  markRows();
+  if (!same(before, chosen())) refill();
+}
+
+/** Keep something in the light, or no longer; its rows come into sight. */
+function pin(choice) {
+  light({ pinned: same(choice, state.pinned) ? null : choice });
+  for (const row of listRows()) if (same(row.choice, state.pinned)) row.scrollIntoView({ block: "nearest" });
+}
+
+function pinPoint(panel, event) {
+  const i = pick(panel, ...onStage(event));
+  if (i === null) return;
+  const kinds = mode() === "interaction" ? ["interaction", "particle"] : ["particle", "interaction"];
+  const idOf = (kind) => current.columns[`${panel.side}_${kind}`]?.[i] ?? UNLABELLED;
+  const kind = kinds.find((name) => idOf(name) >= 0);
+  if (kind) pin({ kind, number: numberOf(panel.side, kind, idOf(kind)) });
+}
+
+function listenToLists() {
+  const lists = find("lists");
+  const choiceAt = (event) => event.target.closest("tr")?.choice ?? null;
+  lists.addEventListener("pointerover", (event) => light({ pointed: choiceAt(event) }));
+  lists.addEventListener("pointerleave", () => light({ pointed: null }));
+  lists.addEventListener("focusin", (event) => {
+    if (event.target.matches(":focus-visible")) light({ pointed: choiceAt(event) }); // it came by keyboard
+  });
+  lists.addEventListener("focusout", () => light({ pointed: null }));
+  lists.addEventListener("click", (event) => choiceAt(event) && pin(choiceAt(event)));
+  find("table").addEventListener("click", toggleTable);
+}
+
+function toggleTable() {
+  light({ pointed: null });
+  state.table = !state.table;
+  showLists();
 }
 
 function setMode(name) {
@@ -681,7 +860,7 @@ function setMode(name) {
 
 function setEvent(index) {
   if (!(index >= 0 && index < page.events.length) || index === state.index) return;
-  state.index = index;
+  Object.assign(state, { index, pointed: null, pinned: null });
   current = open(index);
   const before = shown().length;
   panels.forEach((panel, at) => {
@@ -696,7 +875,9 @@ function setEvent(index) {
   find("previous").disabled = index === 0;
   find("next").disabled = index === page.events.length - 1;
   showFacts();
+  showScores();
   showMotifs();
+  showLists();
   showMode();
   refill();
   if (aimed && shown().length !== before) view(aimed);
@@ -781,6 +962,7 @@ function start() {
     state.byEnergy = event.target.checked;
     refill();
   });
+  listenToLists();
   addEventListener("keydown", onKey);
   addEventListener("hashchange", followLink);
   dark.addEventListener("change", () => {
@@ -804,6 +986,8 @@ function onKey(event) {
     r: () => view("3D"),
     f: () => view("Fit"),
     s: save,
+    t: toggleTable,
+    Escape: () => light({ pointed: null, pinned: null }),
   };
   const action = actions[event.key.length === 1 ? event.key.toLowerCase() : event.key];
   const chosen = modes[Number(event.key) - 1];
@@ -822,6 +1006,11 @@ globalThis.larpanda = {
   },
   cameras: () => panels.map(({ controls: { object, target } }) => [...object.position, ...object.quaternion, object.zoom, ...target]),
   drawn: () => (flush(), panels.map((panel) => panel.drawn)),
+  /** How many of them are not in the background. */
+  lit() {
+    const tints = panels.map(({ points }) => points?.geometry.attributes.tint.array ?? []);
+    return tints.map((tint) => tint.filter((byte, k) => k % 4 === 3 && byte).length);
+  },
   event: () => state.index,
   setEvent,
   /** Where the point of a row is on the page in panel 0 or 1, in pixels from its corner. */

@@ -6,7 +6,6 @@ All of this is for the first process of a run alone; ``share_state`` gives the o
 """
 
 import errno
-import hashlib
 import json
 import math
 import os
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from larpanda.parallel import on_first, rank, share, world
-from larpanda.publish import sync
+from larpanda.publish import digest, sync
 from larpanda.train.fault import fault_point
 
 FORMAT = 2  # 1 had neither format nor configuration in its manifest
@@ -147,7 +146,7 @@ class Checkpoints:
         fault_point("checkpoint.optimizer", step)
         _write_json(part / STATE, asdict(state))
         fault_point("checkpoint.state", step)
-        files = {name: _digest(part / name) for name in FILES}
+        files = {name: list(digest(part / name)) for name in FILES}
         fault_point("checkpoint.manifest", step)
         _write_json(part / MANIFEST, {"format": FORMAT, "step": step, "config": self.config, "files": files})
         fault_point("checkpoint.written", step)
@@ -200,7 +199,9 @@ def damage(path: Path) -> str | None:
             status = (path / name).lstat()
             if not stat.S_ISREG(status.st_mode):
                 return f"{name} is not a plain file"
-            if not isinstance(expected, list) or [status.st_size] != expected[:1] or _digest(path / name) != expected:
+            if not isinstance(expected, list) or [status.st_size] != expected[:1]:
+                return f"{name} differs from its manifest"
+            if list(digest(path / name)) != expected:
                 return f"{name} differs from its manifest"
     except OSError as error:
         return f"cannot be verified ({error})"
@@ -321,13 +322,3 @@ def _set_aside(path: Path) -> Path:
         aside = path.with_name(f"{path.name}.damaged-{number}")
     path.rename(aside)
     return aside
-
-
-def _digest(path: Path) -> list[int | str]:
-    digest = hashlib.sha256()
-    size = 0
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-            size += len(chunk)
-    return [size, digest.hexdigest()]
