@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from larpanda.analysis.manifest import TABLES, InputFile, Manifest, path_of, read_manifest
 from larpanda.crew import outcomes
+from larpanda.event import MAX_POINTS
 from larpanda.parallel import limit_threads
 from larpanda.publish import publish_text, publishing
 from larpanda.reconstruct import FileConfig, Reconstructor, load, provenance_of, reconstruct_file
@@ -37,6 +38,8 @@ class ArchiveConfig:
     """The model, as ``larpanda.load`` takes it."""
     device: str = "auto"
     dtype: str = "float32"
+    max_points: int = MAX_POINTS
+    """Of an event in one pass, as ``larpanda.load`` takes it."""
     files: FileConfig = field(default_factory=FileConfig)
     workers: int = 1
     """Processes; 1: this one, which nothing watches."""
@@ -91,7 +94,7 @@ def reconstruct_files(
     _check_stems(files)
     i, n = config.shard
     mine = list(dict.fromkeys(files))[i::n]
-    model = _model(config.bundle, config.device, config.dtype)
+    model = _model(config.bundle, config.device, config.dtype, config.max_points)
     provenance = json.loads(json.dumps(provenance_of(model, config.files)))
     config.out.mkdir(parents=True, exist_ok=True)
     reports = {}
@@ -135,14 +138,14 @@ def _reports(
 def _work(task: tuple[str, ArchiveConfig], tell: Callable[[Any], None]) -> Manifest:
     """One file, in a worker."""
     file, config = task
-    model = _model(config.bundle, config.device, config.dtype)
+    model = _model(config.bundle, config.device, config.dtype, config.max_points)
     return reconstruct_file(file, config.out, model, config.files, lambda done, n: tell((done, n)))
 
 
 @functools.cache
-def _model(bundle: str, device: str, dtype: str) -> Reconstructor:
+def _model(bundle: str, device: str, dtype: str, max_points: int) -> Reconstructor:
     """The model, opened once in a process."""
-    model = load(bundle, device, dtype)
+    model = load(bundle, device, dtype, max_points)
     limit_threads(model.n_weights)
     return model
 

@@ -141,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--executor", default="process", choices=["process", "dask"], help="who works (process)")
     one.add_argument("--scheduler", metavar="ADDRESS", help="of Dask, with --executor dask (one of our own)")
     one.add_argument("--patience", type=positive, default=600.0, help="seconds an event may take a worker (600)")
+    one.add_argument("--max-points", type=number, default=200_000, help="of an event in one pass; more: tiles (200000)")
     one.add_argument("--check", action="store_true", help="say what is missing or broken in --out")
     one.add_argument("--merge", action="store_true", help="one table of each kind from all files, in OUT/merged")
     for system, example in (("slurm", "tasks=64,cpus=2,time=8:00:00,partition=p"), ("htcondor", "tasks=64,cpus=2")):

@@ -17,6 +17,9 @@ VOXEL_MM = 3.0
 VOXEL_CM = 0.3
 IMAGE_VOXELS = 768  # per axis; the cube of PILArNet-M, 230.4 cm
 MIN_ENERGY_MEV = 0.13  # the model sees voxels above this, strictly (paper section 3.1.1)
+MAX_POINTS = (
+    200_000  # of an event in one pass, 3 GB with the large model: more are seen in tiles; PILArNet-M has 20,000
+)
 UNKNOWN = -1
 
 
@@ -288,6 +291,13 @@ class PointBatch:
         }
         start = torch.tensor([0] + [len(event) for event in events]).cumsum(0)
         return cls(**columns, start=start)
+
+    @classmethod
+    def of(cls, event: Event, rows: Tensor) -> "PointBatch":
+        """Some rows of one event: [n] int64."""
+        names = ("position", "energy", "motif", "species", "particle", "interaction")
+        columns = {name: getattr(event, name)[rows] for name in names}
+        return cls(**columns, start=torch.tensor([0, len(rows)]))
 
     @property
     def event_id(self) -> Tensor:

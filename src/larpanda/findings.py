@@ -6,15 +6,15 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from larpanda.data.validate import ENERGY_EDGES_MEV, FIRST, MAX_VOXEL_MEV, MAX_VOXELS, FileCheck, Kind
+from larpanda.data.validate import ENERGY_EDGES_MEV, FIRST, MAX_VOXEL_MEV, FileCheck, Kind
 from larpanda.display.figures import histogram_svg
-from larpanda.event import MIN_ENERGY_MEV
+from larpanda.event import MAX_POINTS, MIN_ENERGY_MEV
 
 LINES = 20  # of problems on a terminal; the table has all their numbers
 MEANING = {
     Kind.EMPTY: "no voxel",
     Kind.TOO_SMALL: f"fewer than 2 voxels above {MIN_ENERGY_MEV:g} MeV",
-    Kind.TOO_LARGE: f"more than {MAX_VOXELS:,} voxels",
+    Kind.TOO_LARGE: f"more than {MAX_POINTS:,} voxels",
     Kind.BAD_INPUT: "cannot be read; or an energy is NaN, infinite or negative, or a position is no voxel of the image",
     Kind.ZERO_ENERGY: "a voxel of 0 MeV",
     Kind.HIGH_ENERGY: f"a voxel of more than {MAX_VOXEL_MEV:,.0f} MeV",

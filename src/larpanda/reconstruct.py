@@ -17,6 +17,7 @@ from larpanda.analysis.manifest import InputFile, Manifest, hdf5_path, undone
 from larpanda.analysis.tables import TableWriter
 from larpanda.data import entries_of, open_events
 from larpanda.event import (
+    MAX_POINTS,
     UNKNOWN,
     VOXEL_MM,
     Event,
@@ -32,6 +33,7 @@ from larpanda.event import (
 from larpanda.model.backbone import Pyramid, for_inference
 from larpanda.model.bundle import Bundle, load_bundle
 from larpanda.model.panoptic import Instances, PanopticHead, SelectConfig, Selected, select
+from larpanda.model.tiles import cut, stitch
 from larpanda.parallel import pick_device
 from larpanda.publish import publishing
 
@@ -48,13 +50,18 @@ class Reconstructor:
     of the event as it was given; those that the model does not see (see ``Event.visible``) are NaN.
     """
 
-    def __init__(self, bundle: Bundle, device: str = "auto", dtype: str = "float32") -> None:
+    def __init__(
+        self, bundle: Bundle, device: str = "auto", dtype: str = "float32", max_points: int = MAX_POINTS
+    ) -> None:
+        if max_points < 1:
+            raise ValueError(f"max_points is {max_points}; expected 1 or more")
         if dtype not in DTYPES:
             raise ValueError(f"dtype {dtype!r} is not known; expected {' or '.join(DTYPES)}")
         self.device, self.dtype = pick_device(device), DTYPES[dtype]
         self.n_weights = sum(parameter.numel() for parameter in bundle.model.parameters())
         self.model = copy.deepcopy(bundle.model).to(self.device)
         for_inference(self.model, self.dtype)
+        self.max_points = max_points
         self.name, self.provenance, self.weights_sha256 = bundle.name, bundle.provenance, bundle.weights_sha256
 
     @overload
@@ -119,11 +126,16 @@ class Reconstructor:
             return unseen(event, Status.EMPTY, "")
         if problem := event.problem():
             return unseen(event, Status.BAD_INPUT, problem)
-        found, row_point = self._encode(event, self._heads)
-        seen = row_point >= 0
-        n_points = int(row_point.max()) + 1 if len(row_point) else 0
+        visible, row_point = event.visible(self.model.config.min_energy_mev)
+        seen, n_points = row_point >= 0, len(visible)
+        found, n_tiles = self._find(visible) if n_points else (None, 0)
         status, reason = Status.OK, ""
-        if n_points < MIN_POINTS:
+        if n_tiles > 1:
+            status = Status.TOO_LARGE
+            reason = (
+                f"{n_points} voxels, more than {self.max_points}: seen in {n_tiles} overlapping tiles, and stitched"
+            )
+        elif n_points < MIN_POINTS:
             status = Status.TOO_SMALL
             reason = f"{n_points} voxels above {self.model.config.min_energy_mev:g} MeV"
         elif found is not None and (used := found.all_used):
@@ -143,6 +155,22 @@ class Reconstructor:
             interactions,
             event.n_merged(),
         )
+
+    @torch.no_grad()
+    def _find(self, visible: Event) -> tuple["_Found", int]:
+        """What is in the points that the model sees, and in how many tiles it was looked for."""
+        tiles = cut(visible.position, self.max_points)
+        parts = [self._heads(self.model.encoder(PointBatch.of(visible, tile.rows).to(self.device))) for tile in tiles]
+        if len(tiles) == 1:
+            return parts[0], 1
+        logits = torch.empty(len(visible), len(Motif))
+        for tile, part in zip(tiles, parts, strict=True):
+            logits[tile.rows[tile.own]] = part.logits.float().cpu()[tile.own]
+        particle, interaction = (
+            None if None in found else stitch(tiles, [one.cpu() for one in found if one is not None], len(visible))
+            for found in ([part.particle for part in parts], [part.interaction for part in parts])
+        )
+        return _Found(logits, particle, interaction), len(tiles)
 
     def _heads(self, pyramid: Pyramid) -> "_Found":
         """What every head says of one event: one encoder pass for all of them."""
@@ -241,7 +269,9 @@ class _Found:
         return ", ".join(name for name, one in used.items() if one is not None and one.all_used)
 
 
-def load(bundle: str | os.PathLike[str], device: str = "auto", dtype: str = "float32") -> Reconstructor:
+def load(
+    bundle: str | os.PathLike[str], device: str = "auto", dtype: str = "float32", max_points: int = MAX_POINTS
+) -> Reconstructor:
     """Open a shipped model by its name, a bundle folder, or a released Panda checkpoint.
 
     Args:
@@ -249,11 +279,13 @@ def load(bundle: str | os.PathLike[str], device: str = "auto", dtype: str = "flo
         device: ``auto``, ``cpu`` or ``cuda``.
         dtype: of weights and features: ``float32``, or ``bfloat16``, which large models compute 1.5 times as fast on
             CPUs that have it (AMX, AVX512-BF16); features then differ by 2 %. Results are float32 all the same.
+        max_points: an event of more voxels above threshold is reconstructed in tiles that overlap, and has a status
+            that says so. Memory grows with it: 1 kB a point for ``nano``, 15 kB for the paper's size.
 
     Raises:
-        ValueError: no such bundle, a damaged one, a device that is not there, or another dtype.
+        ValueError: no such bundle, a damaged one, a device that is not there, another dtype, or no points.
     """
-    return Reconstructor(load_bundle(bundle), device, dtype)
+    return Reconstructor(load_bundle(bundle), device, dtype, max_points)
 
 
 def unseen(event: Event, status: Status, reason: str) -> Reconstruction:
@@ -292,6 +324,7 @@ def provenance_of(reconstructor: Reconstructor, config: FileConfig) -> dict[str,
         "weights_sha256": reconstructor.weights_sha256,
         "dtype": str(reconstructor.dtype).removeprefix("torch."),
         "min_energy_mev": reconstructor.model.config.min_energy_mev,
+        "max_points": reconstructor.max_points,
         **asdict(config),
     }
 

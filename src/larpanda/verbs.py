@@ -61,6 +61,7 @@ def reconstruct(arguments: argparse.Namespace) -> int:
         bundle=arguments.model,
         device=arguments.device,
         dtype=arguments.dtype,
+        max_points=arguments.max_points,
         files=_file_config(arguments),
         workers=arguments.workers,
         executor=arguments.executor,
@@ -413,6 +414,7 @@ def _reconstruct_command(arguments: argparse.Namespace) -> list[str]:
     command += ["--hdf5"] if config.hdf5 else []
     scale = ["--energy-scale", f"{config.energy_scale:g}", "--voxel-mm", f"{config.voxel_mm:g}"]
     how = ["--device", arguments.device, "--dtype", arguments.dtype, "--workers", str(arguments.workers)]
+    how += ["--max-points", str(arguments.max_points)]
     return [*command, *scale, *how, "--patience", f"{arguments.patience:g}", "--quiet"]
 
 

@@ -20,10 +20,9 @@ from torch import Tensor
 from larpanda.crew import Outcome, Tell, outcomes
 from larpanda.data import Part, median_energy_warning
 from larpanda.data.pilarnet import EventFile, contradiction
-from larpanda.event import MIN_ENERGY_MEV, UNKNOWN, VOXEL_MM, Event, EventKey, Status
+from larpanda.event import MAX_POINTS, MIN_ENERGY_MEV, UNKNOWN, VOXEL_MM, Event, EventKey, Status
 
 FIRST = 5  # events of each problem of a file whose reasons are kept
-MAX_VOXELS = 1_000_000  # of an event; the large encoder needs some 15 kB for each (benchmarks/RESULTS.md)
 MAX_VOXEL_MEV = 10_000.0  # of a voxel; 20 events of Geant4 reach 22 MeV: so much is a wrong unit or bit
 ENERGY_EDGES_MEV = np.logspace(-3, 4, 57)  # of the histogram of energy per voxel: 8 bins a decade
 TRIES = 2  # what ends two processes is the file; one alone may suffer from what it read before
@@ -38,7 +37,7 @@ class Kind(str, Enum):
 
     EMPTY = Status.EMPTY.value  # no voxel
     TOO_SMALL = Status.TOO_SMALL.value  # fewer than 2 voxels above threshold
-    TOO_LARGE = Status.TOO_LARGE.value  # more than MAX_VOXELS
+    TOO_LARGE = Status.TOO_LARGE.value  # more than MAX_POINTS
     BAD_INPUT = Status.BAD_INPUT.value  # cannot be read, or has an Event.problem()
     ZERO_ENERGY = "zero_energy"  # of a voxel
     HIGH_ENERGY = "high_energy"  # above MAX_VOXEL_MEV in a voxel
@@ -99,7 +98,7 @@ class FileCheck:
 
 
 def find_problems(
-    outcome: Event | Exception, *, max_voxels: int = MAX_VOXELS, duplicates: bool = True
+    outcome: Event | Exception, *, max_voxels: int = MAX_POINTS, duplicates: bool = True
 ) -> tuple[Problem, ...]:
     """Say what is wrong with an event.
 

@@ -200,6 +200,11 @@ class Selected:
     class_probability: Tensor  # [K, things] float32, of the real classes
     all_used: bool  # every query has found something: there may be more than the event had queries for
 
+    def cpu(self) -> "Selected":
+        """The same on the CPU."""
+        of = (self.owner.cpu(), self.query.cpu(), self.kind.cpu(), self.score.cpu(), self.class_probability.cpu())
+        return Selected(*of, self.all_used)
+
 
 @torch.no_grad()
 def select(found: Instances, things: int, config: SelectConfig) -> Selected:
