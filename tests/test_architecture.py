@@ -18,7 +18,7 @@ HEAVY = {"torch", "numba", "matplotlib", "pyarrow", "scipy", "h5py"}
 BASE = frozenset({"config", "crew", "event", "sparse", "parallel", "publish"})
 LIBRARY = BASE | {"data", "model", "train", "evaluate", "reconstruct", "analysis", "display"}
 PROGRAMS = frozenset(
-    {"archive", "bench", "efficiency", "gallery", "jobs", "options", "progress", "report", "results", "runs"}
+    {"archive", "bench", "doctor", "efficiency", "gallery", "jobs", "options", "progress", "report", "results", "runs"}
     | {"findings", "study", "verbs"}
 )
 MAY_IMPORT = {

@@ -188,6 +188,8 @@ def _parser() -> argparse.ArgumentParser:
     device(one)
     dtype(one)
 
+    verb("doctor", verbs.doctor, "larpanda doctor")
+
     one = verb("show", verbs.show, "larpanda show nano")
     one.add_argument("what", metavar="BUNDLE|RUN|FILE", help="what to describe")
     return parser

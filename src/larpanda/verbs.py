@@ -350,6 +350,13 @@ def bench(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def doctor(arguments: argparse.Namespace) -> int:
+    """Say whether this installation works: versions, devices, disk, and a self-test of ten seconds."""
+    from larpanda.doctor import findings, report
+
+    return 0 if report(findings()) else 1
+
+
 def show(arguments: argparse.Namespace) -> int:
     """Say what a bundle, run or file holds."""
     from larpanda.report import describe
