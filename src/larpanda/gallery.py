@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from larpanda.display.control import control_svg
 from larpanda.display.figures import MOTIF_NAME, bars_svg, boxes_svg, confusion_svg, distributions_svg, lines_svg
 from larpanda.event import Motif, Species
 from larpanda.publish import publish_text
@@ -130,6 +131,10 @@ def _reliability(metrics: Any, each: Any) -> str | None:
     return lines_svg([same, (ece, said, right, nothing, nothing)], "probability said", "share that is right")
 
 
+def _control(metrics: Any, each: Any) -> str | None:
+    return control_svg(each["control"]) if "control" in each else None
+
+
 def _column(values: list[float | None]) -> list[float]:
     return [_number(value) for value in values]
 
@@ -157,6 +162,12 @@ _FIGURES: Mapping[str, tuple[Draw, str]] = {
         _interactions,
         "Interactions against their number (Figure 9 of the paper). *: with one true interaction ARI is 1, or 0 if a "
         "single voxel is told apart; so a rise from there on says nothing.",
+    ),
+    "control": (
+        _control,
+        "Control samples of what was found, no truth asked: Michel electrons (their spectrum ends at 53 MeV, dashed), "
+        "mean energy loss of muons that go through (2.1 MeV/cm is the least), loss of stopping muons and protons "
+        "against residual range with the expected mean (lines), mass of pairs of photons (that of the pion dashed).",
     ),
     "calibration": (_reliability, "Probability of the species of matched particles, and how often it is right."),
 }

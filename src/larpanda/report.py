@@ -27,6 +27,7 @@ from larpanda.analysis.closure import (
     spread_as_json,
     vertex_misses,
 )
+from larpanda.analysis.control import ControlSamples, control_samples, samples_as_json
 from larpanda.analysis.kinematics import EnergyScale, measure_event
 from larpanda.data import open_events
 from larpanda.data.rows import open_rows
@@ -82,6 +83,7 @@ class Evaluation:
     interaction: "Instances | None"
     compared: tuple[tuple[int, Comparison], ...]  # true particles with momenta, each with the row of its event
     vertices: tuple[VertexComparison, ...]
+    control: ControlSamples | None  # None: the model has no particle head
 
 
 def evaluate_events(model: Reconstructor, events: Sequence[Event], entries: Iterable[int], seed: int = 0) -> Evaluation:
@@ -124,7 +126,17 @@ def evaluate_events(model: Reconstructor, events: Sequence[Event], entries: Iter
         _interactions(used, seed),
         tuple((one.entry, particle) for one in used for particle in one.compared),
         tuple(vertex for one in used for vertex in one.vertices),
+        _together([one.control for one in used if one.control is not None]),
     )
+
+
+def _together(samples: Sequence[ControlSamples]) -> ControlSamples | None:
+    if not samples:
+        return None
+    total = ControlSamples()
+    for one in samples:
+        total.add(one)
+    return total
 
 
 def _particles(judged: Sequence["_Judged"], seed: int) -> Instances | None:
@@ -154,6 +166,7 @@ class _Judged:
     energy_mev: float  # of them
     compared: list[Comparison]  # if the truth has momenta; so the next
     vertices: list[VertexComparison]
+    control: ControlSamples | None  # None: the model has no particle head
     particle: Overlap | None
     species_probability: npt.NDArray[np.float64]  # [P, 5] of the predicted particles
     interaction: Overlap | None
@@ -173,10 +186,11 @@ def _judge(model: Reconstructor, events: Sequence[Event], entry: int) -> _Judged
     probability = np.array([one.species_probability for one in found.particles or ()]).reshape(-1, len(Species))
     energy = float(visible.energy.double().sum())
     table = confusion(visible.motif, found.motif[row])
-    measured = None if event.particles is None else measure_event(event, found, DETECTOR, EnergyScale())
+    measured = None if found.particles is None else measure_event(event, found, DETECTOR, EnergyScale())
     threshold = model.model.config.min_energy_mev
     compared, vertices = compare(event, found, measured, threshold, DETECTOR, EnergyScale())
-    return _Judged(entry, table, len(visible), energy, compared, vertices, particle, probability, interaction)
+    control = None if measured is None else control_samples(event, found, measured, DETECTOR)
+    return _Judged(entry, table, len(visible), energy, compared, vertices, control, particle, probability, interaction)
 
 
 def _seen(event: Event, model: Reconstructor) -> tuple[Event, Tensor]:
@@ -299,6 +313,7 @@ def write_report(out: Path, result: Evaluation, model: Reconstructor, sources: S
             name: {"entry": list(one.entries), **per_event_as_json(one.found.each, classes)}
             for name, one, classes in _instances(result)
         },
+        **({"control": samples_as_json(result.control)} if result.control else {}),
     }
     worst = {"accuracy of motifs": _lowest(result.entries, np.array(accuracy))}
     for name, one, _ in _instances(result):
