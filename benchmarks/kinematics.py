@@ -27,9 +27,9 @@ from larpanda.analysis.closure import (
     pi0_masses,
     vertex_misses,
 )
-from larpanda.analysis.kinematics import Detector, EnergyScale, measure_event
+from larpanda.analysis.kinematics import Detector, measure_event
 from larpanda.data import open_events
-from larpanda.event import MIN_ENERGY_MEV
+from larpanda.event import MIN_ENERGY_MEV, EnergyScale
 
 ONE = EnergyScale(1.0, 1.0, 1.0, 1.0, 1.0)
 

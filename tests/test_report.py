@@ -8,9 +8,9 @@ import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score
 
-from larpanda.analysis.kinematics import Detector, EnergyScale, measure_event
+from larpanda.analysis.kinematics import Detector, measure_event
 from larpanda.cli import main
-from larpanda.event import UNKNOWN, Event, Particle, Reconstruction, Species, Status
+from larpanda.event import UNKNOWN, EnergyScale, Event, Particle, Reconstruction, Species, Status
 from larpanda.report import conventions, evaluate_events, shown, table, write_report
 
 
@@ -78,7 +78,7 @@ def test_figures_are_drawn_again_from_the_numbers_alone(tiny_model, events, tmp_
     names = {path.stem for path in (tmp_path / "figures").iterdir()}
     assert names == {
         *("motifs", "motif_confusion", "n_voxels", "energy_mev"),
-        *("particles", "species", "interactions", "calibration"),
+        *("particles", "species", "interactions", "control", "calibration"),
     }
     before = {name: (tmp_path / "figures" / f"{name}.svg").read_text() for name in names}
     page = (tmp_path / "index.html").read_text()

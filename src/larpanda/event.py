@@ -54,6 +54,25 @@ MASS_MEV = {
 PDG = {Species.PHOTON: 22, Species.ELECTRON: 11, Species.MUON: 13, Species.PION: 211, Species.PROTON: 2212}
 
 
+@dataclass(frozen=True)
+class EnergyScale:
+    """Kinetic energy over the energy in a particle's voxels: what is below threshold, not found or not ionisation.
+
+    Kept with a model. The defaults are medians over contained particles of 1,000 generated events of seed 9
+    (``benchmarks/kinematics.py``), of tracks those that came to rest.
+    """
+
+    photon: float = 1.273
+    electron: float = 1.2685
+    muon: float = 1.0096
+    pion: float = 0.9687
+    proton: float = 1.0
+
+    def of(self, species: Species) -> float:
+        """The factor of a species."""
+        return float(getattr(self, species.name.lower()))
+
+
 class CreationProcess(IntEnum):
     """What made a particle."""
 

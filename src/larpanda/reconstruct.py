@@ -12,7 +12,7 @@ from torch import Tensor
 
 from larpanda import __version__
 from larpanda.analysis.frames import to_hdf5
-from larpanda.analysis.kinematics import Detector, EnergyScale, measure_event
+from larpanda.analysis.kinematics import Detector, measure_event
 from larpanda.analysis.manifest import InputFile, Manifest, hdf5_path, undone
 from larpanda.analysis.tables import TableWriter
 from larpanda.data import entries_of, open_events
@@ -325,6 +325,7 @@ def provenance_of(reconstructor: Reconstructor, config: FileConfig) -> dict[str,
         "dtype": str(reconstructor.dtype).removeprefix("torch."),
         "min_energy_mev": reconstructor.model.config.min_energy_mev,
         "max_points": reconstructor.max_points,
+        "calorimetry": asdict(reconstructor.model.config.energy_scale),
         **asdict(config),
     }
 
@@ -394,7 +395,7 @@ def _one(
         return Status.BAD_INPUT
     try:
         result = reconstructor.reconstruct(event)
-        measured = measure_event(event, result, detector, EnergyScale())
+        measured = measure_event(event, result, detector, reconstructor.model.config.energy_scale)
     except (RuntimeError, MemoryError, ArithmeticError) as error:  # out of memory, mostly
         result, measured = unseen(event, Status.FAILED, " ".join(str(error).split())[:300]), None
     writer.write(event, result, measured)

@@ -28,7 +28,7 @@ from larpanda.analysis.closure import (
     vertex_misses,
 )
 from larpanda.analysis.control import ControlSamples, control_samples, samples_as_json
-from larpanda.analysis.kinematics import EnergyScale, measure_event
+from larpanda.analysis.kinematics import measure_event
 from larpanda.data import open_events
 from larpanda.data.rows import open_rows
 from larpanda.display.figures import MOTIF_NAME
@@ -186,9 +186,11 @@ def _judge(model: Reconstructor, events: Sequence[Event], entry: int) -> _Judged
     probability = np.array([one.species_probability for one in found.particles or ()]).reshape(-1, len(Species))
     energy = float(visible.energy.double().sum())
     table = confusion(visible.motif, found.motif[row])
-    measured = None if found.particles is None else measure_event(event, found, DETECTOR, EnergyScale())
+    measured = (
+        None if found.particles is None else measure_event(event, found, DETECTOR, model.model.config.energy_scale)
+    )
     threshold = model.model.config.min_energy_mev
-    compared, vertices = compare(event, found, measured, threshold, DETECTOR, EnergyScale())
+    compared, vertices = compare(event, found, measured, threshold, DETECTOR, model.model.config.energy_scale)
     control = None if measured is None else control_samples(event, found, measured, DETECTOR)
     return _Judged(entry, table, len(visible), energy, compared, vertices, control, particle, probability, interaction)
 
@@ -220,7 +222,7 @@ def shown(model: Reconstructor, event: Event) -> Shown:
     found = model.reconstruct(event)
     if (found.particles is None and found.interactions is None) or event.problem():
         return Shown(event, found)
-    interactions, particles = measure_event(event, found, DETECTOR, EnergyScale())
+    interactions, particles = measure_event(event, found, DETECTOR, model.model.config.energy_scale)
     visible, row = _seen(event, model)
     return Shown(
         event,

@@ -23,8 +23,8 @@ from larpanda.analysis.closure import (
     pi0_masses,
     vertex_misses,
 )
-from larpanda.analysis.kinematics import Detector, EnergyScale, measure_event
-from larpanda.event import PDG, Reconstruction, Species
+from larpanda.analysis.kinematics import Detector, measure_event
+from larpanda.event import PDG, EnergyScale, Reconstruction, Species
 
 DETECTOR, SCALE = Detector(), EnergyScale()
 

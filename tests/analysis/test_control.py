@@ -8,10 +8,10 @@ from perfect import perfect
 
 import larpanda
 from larpanda.analysis.control import ControlSamples, control_samples, samples_as_json
-from larpanda.analysis.kinematics import Detector, EnergyScale, measure_event
+from larpanda.analysis.kinematics import Detector, measure_event
 from larpanda.analysis.ranges import loss_mev_per_cm
 from larpanda.display.control import control_svg
-from larpanda.event import Species
+from larpanda.event import EnergyScale, Species
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import larpanda
-from larpanda.analysis.kinematics import Detector, EnergyScale, Group, angle_degrees, measure
+from larpanda.analysis.kinematics import Detector, Group, angle_degrees, measure
 from larpanda.analysis.ranges import energy_mev, momentum_mev, range_cm
-from larpanda.event import VOXEL_CM, Motif, Species
+from larpanda.event import VOXEL_CM, EnergyScale, Motif, Species
 
 NO_SCALE = EnergyScale(1.0, 1.0, 1.0, 1.0, 1.0)
 UNIT = np.array([0.6, 0.48, 0.64])

@@ -14,11 +14,11 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from larpanda.analysis.kinematics import Detector, EnergyScale, measure_event
+from larpanda.analysis.kinematics import Detector, measure_event
 from larpanda.display.figures import INSTANCE_COLORS, MOTIF_COLOR
 from larpanda.display.lists import Scores, Shown
 from larpanda.display.scene import page as make_page
-from larpanda.event import Event, EventKey, Motif, Species, Status
+from larpanda.event import EnergyScale, Event, EventKey, Motif, Species, Status
 
 FLAGS = [
     "--no-sandbox",

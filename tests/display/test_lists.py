@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from larpanda.analysis.kinematics import Detector, EnergyScale, measure_event
+from larpanda.analysis.kinematics import Detector, measure_event
 from larpanda.data.generate import generate
 from larpanda.display.lists import Shown, found_list, true_list
-from larpanda.event import UNKNOWN, VOXEL_CM, Interaction, Motif, Particle, Species
+from larpanda.event import UNKNOWN, VOXEL_CM, EnergyScale, Interaction, Motif, Particle, Species
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,12 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score
 
-from larpanda.analysis.kinematics import Detector, EnergyScale, measure_event
+from larpanda.analysis.kinematics import Detector, measure_event
 from larpanda.data.generate import generate
 from larpanda.display.figures import MOTIF_COLOR
 from larpanda.display.lists import Scores, Shown, found_list, true_list
 from larpanda.display.scene import page, picture
-from larpanda.event import Event, EventKey, Motif, Status
+from larpanda.event import EnergyScale, Event, EventKey, Motif, Status
 
 DTYPES = {"Int8": "<i1", "Int16": "<i2", "Int32": "<i4", "Float32": "<f4"}
 

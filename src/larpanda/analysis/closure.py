@@ -16,7 +16,6 @@ import torch
 
 from larpanda.analysis.kinematics import (
     Detector,
-    EnergyScale,
     Group,
     InteractionMeasure,
     Numbers,
@@ -26,7 +25,7 @@ from larpanda.analysis.kinematics import (
 )
 from larpanda.analysis.ranges import RANGE_CM, range_cm
 from larpanda.analysis.tables import column
-from larpanda.event import PDG, UNKNOWN, VOXEL_CM, Event, Motif, ParticleTruth, Reconstruction, Species
+from larpanda.event import PDG, UNKNOWN, VOXEL_CM, EnergyScale, Event, Motif, ParticleTruth, Reconstruction, Species
 
 LEAST_VOXELS = 5  # of a true particle above threshold, to be compared
 MATCH = 0.5  # intersection over union of voxels, above which a particle found is the true one: at most one is

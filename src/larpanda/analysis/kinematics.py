@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 
 from larpanda.analysis.ranges import RANGE_CM, energy_mev, momentum_mev
 from larpanda.analysis.trajectory import Trajectory, loss_profile, trajectory
-from larpanda.event import IMAGE_VOXELS, UNKNOWN, VOXEL_CM, Event, Motif, Reconstruction, Species
+from larpanda.event import IMAGE_VOXELS, UNKNOWN, VOXEL_CM, EnergyScale, Event, Motif, Reconstruction, Species
 
 Numbers = npt.NDArray[np.float64]
 START_CM = 3.0  # of a track or shower: where its dE/dx at the start is taken
@@ -63,25 +63,6 @@ class Detector:
         """Whether all points [N, 3] are at least so far (cm) from every wall."""
         low, high = np.array(self.low_cm) + margin, np.array(self.high_cm) - margin
         return bool(((position >= low) & (position <= high)).all())
-
-
-@dataclass(frozen=True)
-class EnergyScale:
-    """Kinetic energy over the energy in a particle's voxels: what is below threshold, not found or not ionisation.
-
-    Medians over contained particles of 1,000 generated events of seed 9 (``benchmarks/kinematics.py``), of tracks those
-    that came to rest.
-    """
-
-    photon: float = 1.273
-    electron: float = 1.2685
-    muon: float = 1.0096
-    pion: float = 0.9687
-    proton: float = 1.0
-
-    def of(self, species: Species) -> float:
-        """The factor of a species."""
-        return float(getattr(self, species.name.lower()))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

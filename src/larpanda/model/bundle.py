@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from larpanda.config import config_from_json
-from larpanda.event import MIN_ENERGY_MEV
+from larpanda.event import MIN_ENERGY_MEV, EnergyScale
 from larpanda.model.backbone import Encoder, EncoderConfig
 from larpanda.model.panoptic import PanopticConfig, PanopticHead
 from larpanda.model.released import SUFFIXES, is_released, read_released, weights_file
@@ -42,6 +42,8 @@ class ModelConfig:
     """The head for interactions, if there is one."""
     min_energy_mev: float = MIN_ENERGY_MEV
     """The model sees voxels above this."""
+    energy_scale: EnergyScale = field(default_factory=EnergyScale)
+    """For the energies of the particles that it finds."""
 
 
 class Model(nn.Module):
