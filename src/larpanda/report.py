@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from larpanda.analysis.closure import CONVENTIONS as KINEMATIC_CONVENTIONS
 from larpanda.analysis.closure import (
+    Closure,
     Comparison,
     Spread,
     VertexComparison,
@@ -268,13 +270,17 @@ def _measured_lines(result: Evaluation) -> list[str]:
     matched = sum(one.found is not None for one in particles)
     lines = [f"true particles measured on their voxels; as found, {matched} of {len(particles)} (IoU above 0.5)"]
     for on_truth, found in zip(closures(particles, True), closures(particles, False), strict=True):
-        cells = [
-            f"energy / true {one.energy.middle:5.3f} +- {one.energy.half_width:5.3f} ({one.energy.n}), "
-            f"68 % of angles {one.angle_degrees.middle:5.1f} degrees ({one.angle_degrees.n})"
-            for one in (on_truth, found)
-        ]
+        cells = [_measured_cell(one) for one in (on_truth, found)]
         lines.append(f"  {on_truth.species.name.lower():<9} {'; '.join(cells)}")
     return lines
+
+
+def _measured_cell(one: Closure) -> str:
+    energy, angle = one.energy, one.angle_degrees
+    said = f"energy / true {energy.middle:.3f} +- {energy.half_width:.3f} ({energy.n})"
+    if math.isnan(energy.middle):
+        said = f"energy of {energy.n}, too few"
+    return said if math.isnan(angle.middle) else f"{said}, 68 % of angles {angle.middle:.1f} degrees ({angle.n})"
 
 
 def summary(result: Evaluation, model: Reconstructor) -> str:

@@ -45,7 +45,7 @@ class Comparison:
     start_cm: Numbers  # [3]
     end_cm: Numbers  # [3]
     momentum: Numbers  # [3] MeV/c
-    contained: bool  # in the truth
+    contained: bool  # in the truth, or it does not say
     at_rest: bool  # a track that went as far as its energy allows
     primary: bool
     parent: tuple[int, int]  # PDG code and track of the parent
@@ -167,7 +167,7 @@ def _known(
         start,
         end,
         truth.momentum_vector[p].double().numpy(),
-        int(truth.contained[p]) == 1,
+        int(truth.contained[p]) != 0,
         at_rest,
         int(truth.primary[p]) == 1,
         (int(truth.parent_pdg[p]), int(truth.parent_track_id[p])),

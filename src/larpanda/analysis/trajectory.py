@@ -65,6 +65,14 @@ def trajectory(position: Numbers) -> Trajectory:
     return Trajectory(along, order[[first, last]], line, length)
 
 
+def pieces(position: Numbers, gap_cm: float) -> Ints:
+    """[N, 3] cm -> [N] the piece of each point, from 0: points of one are linked by gaps of so much at most."""
+    pairs = cKDTree(position).query_pairs(gap_cm, output_type="ndarray")
+    n = len(position)
+    links = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), (n, n))
+    return np.asarray(connected_components(links, directed=False)[1], np.int64)
+
+
 def _connected_graph(position: Numbers) -> csr_array:
     """Distances between near points, and where points fall apart, between the nearest of two groups."""
     n = len(position)
