@@ -91,9 +91,10 @@ def test_reconstruct_with_walls_and_without_voxels(tmp_path, capsys):
     walls.write_text("low_cm: [0, 0, 0]\nhigh_cm: [100, 100, 100]\ncontainment_cm: 2\n")
     words = ("reconstruct", GEANT4, "--events", "0:2", "--out", tmp_path / "out", "--no-voxels", "--detector", walls)
     assert run(*words) == 0
-    assert capsys.readouterr().out.rstrip().endswith("geant4_20_v3extra_events.parquet")
-    names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"geant4_20_v3extra_events.parquet", "geant4_20_v3extra_manifest.json"}
+    out = capsys.readouterr().out.rstrip()
+    assert out.endswith("geant4_20_v3extra_events.parquet, _particles.parquet, _interactions.parquet")
+    names = {path.name.removeprefix("geant4_20_v3extra_") for path in (tmp_path / "out").iterdir()}
+    assert names == {"events.parquet", "particles.parquet", "interactions.parquet", "manifest.json"}
     provenance = json.loads(pq.read_schema(tmp_path / "out/geant4_20_v3extra_events.parquet").metadata[b"provenance"])
     assert provenance["detector"]["high_cm"] == [100.0, 100.0, 100.0]
     assert provenance["detector"]["fiducial_cm"] == 5.0
@@ -125,7 +126,7 @@ def test_evaluate(tmp_path, capsys):
     assert metrics["conventions"]
     page = (tmp_path / "index.html").read_text()
     assert "<svg" in page
-    accuracies = re.findall(r'href="events.html#event=(\d)">(\d)</a> \((\d\.\d\d)\)', page)
+    accuracies = re.findall(r'href="events.html#event=(\d)">(\d)</a> \((\d\.\d\d)\)', page)[:4]
     assert [place for place, _, _ in accuracies] == ["0", "1", "2", "3"]
     assert [float(share) for _, _, share in accuracies] == sorted(float(share) for _, _, share in accuracies)
     for name in ("n_voxels", "energy_mev"):
@@ -382,6 +383,7 @@ def test_demo(tmp_path, capsys):
     assert page.stat().st_size < 5e6
     assert {p.name for p in (tmp_path / "demo").iterdir()} == {
         *("events.h5", "events_points.npy", "events_events.parquet", "events_voxels.parquet", "events_manifest.json"),
+        *("events_particles.parquet", "events_interactions.parquet"),
         *("evaluation", "index.html"),
     }
     assert "macro F1" in out

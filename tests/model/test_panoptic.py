@@ -190,7 +190,10 @@ def test_queries_that_are_all_used_are_told_and_nothing_found_is_no_error():
     found = random_instances(1)
     something = torch.full((6, 5), -9.0)
     something[:, 0] = 9.0
-    assert select(Instances(found.mask_logits, something, found.led_probability), 3, SelectConfig()).all_used
+    apart = (torch.eye(6).repeat_interleave(10, 1) - 0.5) * 10.0
+    assert select(Instances(apart, something, found.led_probability), 3, SelectConfig()).all_used
+    same = apart[[0, 0, 1, 2, 3, 4]]  # two of a mask: one of them is free
+    assert not select(Instances(same, something, found.led_probability), 3, SelectConfig()).all_used
     nothing = -something
     nothing[:, 4] = 20.0
     empty = select(Instances(found.mask_logits, nothing, found.led_probability), 3, SelectConfig(cover_all=True))

@@ -222,7 +222,8 @@ def test_two_processes_evaluate_to_the_same_bytes_as_one(tmp_path, make_cloud):
         assert codes == [0] * n
         written.append({path.name: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()})
     names = {"metrics.json", "per_event.json", "index.html", "events.html"}
-    figures = {f"{name}.svg" for name in ("motifs", "motif_confusion", "n_voxels", "energy_mev")}
+    drawn = ("motifs", "motif_confusion", "n_voxels", "energy_mev", "particles", "species", "interactions")
+    figures = {f"{name}.svg" for name in (*drawn, "control", "calibration")}
     assert set(written[0]) == names | figures
     assert written[0] == written[1]
     assert (tmp_path / "said-2-1").read_text() == ""

@@ -198,7 +198,7 @@ class Selected:
     kind: Tensor  # [K] int64, class
     score: Tensor  # [K] float32: class probability times mean mask probability, after suppression
     class_probability: Tensor  # [K, things] float32, of the real classes
-    all_used: bool  # every query has found something: there may be more than the event had queries for
+    all_used: bool  # every query became an instance: there may be more of them than the event had queries for
 
     def cpu(self) -> "Selected":
         """The same on the CPU."""
@@ -241,7 +241,7 @@ def select(found: Instances, things: int, config: SelectConfig) -> Selected:
     if config.cover_all and len(kept):
         open_ = (owner < 0) & (found.led_probability < 0.5)
         owner[open_] = p[kept][:, open_].argmax(0)
-    return Selected(owner, kept, kind[kept], score, probability[kept, :things], bool(some.all()))
+    return Selected(owner, kept, kind[kept], score, probability[kept, :things], 0 < len(kept) == len(kind))
 
 
 def _suppression(inside: Tensor, kind: Tensor, sigma: float) -> Tensor:
