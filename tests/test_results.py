@@ -1,5 +1,7 @@
-"""The tables of docs/results.md are those of the result files beside them."""
+"""The tables of docs/results.md, README and the model card are those of the result files beside them."""
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -29,3 +31,28 @@ def test_results_are_of_one_budget_and_name_no_folder_of_a_machine(study):
         for judged in result.tests:
             assert not Path(judged.source).is_absolute()
             assert all(0 <= score.value <= 1 for score in judged.scores if score.value is not None)
+
+
+@pytest.mark.parametrize("name", ["geant4_val", "generated"])
+def test_readme_and_model_card_say_what_the_evaluation_of_nano_says(name):
+    root = Path(__file__).parents[1]
+    metrics = json.loads((root / f"docs/results/nano/{name}.json").read_text())
+    weights = (root / "src/larpanda/models/nano/model.safetensors").read_bytes()
+    assert metrics["weights_sha256"] == hashlib.sha256(weights).hexdigest()
+    wanted = [("semantic", "macro_f1")]
+    wanted += [(part, key) for part in ("particle", "interaction") for key in ("ari", "pq", "purity", "efficiency")]
+    for page in ("README.md", "src/larpanda/models/nano/README.md"):
+        text = (root / page).read_text()
+        for part, key in wanted:
+            value, low, high = (metrics[part][f"{key}{end}"] for end in ("", "_low", "_high"))
+            assert f"{value:.3f} [{low:.3f}, {high:.3f}]" in text
+
+
+def test_the_table_of_query_heads_and_baselines_is_that_of_its_file():
+    root = Path(__file__).parents[1] / "docs"
+    text = (root / "results.md").read_text()
+    for one in json.loads((root / "results/nano/instances.json").read_text())["results"]:
+        if one["method"] != "head, all covered":
+            for key in ("ari", "pq", "purity", "efficiency"):
+                value, low, high = one["numbers"][key]
+                assert f"{value:.3f} [{low:.3f}, {high:.3f}]" in text
