@@ -391,6 +391,13 @@ class Reconstruction:
     n_merged: int  # rows that shared a voxel with an earlier one
 
 
+def rows_of_points(row_point: Tensor, n_points: int) -> Tensor:
+    """[N] int64, the point of each row (``Event.visible``) -> [M] one row of each point: all have its answer."""
+    row = torch.empty(n_points, dtype=torch.long)
+    row[row_point[row_point >= 0]] = (row_point >= 0).nonzero()[:, 0]
+    return row
+
+
 def compact(ids: Tensor) -> Tensor:
     """[N] any integers -> [N] int64: the non-negative ones renumbered to 0..K-1 in their order, the others UNKNOWN."""
     known = ids >= 0

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
-import torch
 from torch import Tensor
 
 from larpanda.analysis.closure import CONVENTIONS as KINEMATIC_CONVENTIONS
@@ -50,7 +49,7 @@ from larpanda.evaluate.segmentation import (
     segmentation_by,
 )
 from larpanda.evaluate.summary import Clustering, clustering, clustering_as_json, per_event_as_json
-from larpanda.event import MIN_ENERGY_MEV, Event, Motif, Reconstruction, Species
+from larpanda.event import MIN_ENERGY_MEV, Event, Motif, Reconstruction, Species, rows_of_points
 from larpanda.gallery import METRICS, PER_EVENT, describe_evaluation, draw_figures
 from larpanda.model.bundle import find_bundle, read_bundle_config
 from larpanda.parallel import gathered, rank, world
@@ -200,9 +199,7 @@ def _judge(model: Reconstructor, events: Sequence[Event], entry: int) -> _Judged
 def _seen(event: Event, model: Reconstructor) -> tuple[Event, Tensor]:
     """The points that a model sees, and [M] int64, of each one of the rows that became it: all have its answer."""
     visible, row_point = event.visible(model.model.config.min_energy_mev)
-    row = torch.empty(len(visible), dtype=torch.long)
-    row[row_point[row_point >= 0]] = (row_point >= 0).nonzero()[:, 0]
-    return visible, row
+    return visible, rows_of_points(row_point, len(visible))
 
 
 def _overlaps(visible: Event, found: Reconstruction, row: Tensor) -> tuple[Overlap | None, Overlap | None]:

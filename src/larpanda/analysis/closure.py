@@ -25,7 +25,18 @@ from larpanda.analysis.kinematics import (
 )
 from larpanda.analysis.ranges import RANGE_CM, range_cm
 from larpanda.analysis.tables import column
-from larpanda.event import PDG, UNKNOWN, VOXEL_CM, EnergyScale, Event, Motif, ParticleTruth, Reconstruction, Species
+from larpanda.event import (
+    PDG,
+    UNKNOWN,
+    VOXEL_CM,
+    EnergyScale,
+    Event,
+    Motif,
+    ParticleTruth,
+    Reconstruction,
+    Species,
+    rows_of_points,
+)
 
 LEAST_VOXELS = 5  # of a true particle above threshold, to be compared
 MATCH = 0.5  # intersection over union of voxels, above which a particle found is the true one: at most one is
@@ -92,8 +103,7 @@ def compare(
         return [], []
     nothing = torch.full((len(event),), UNKNOWN)
     columns = (nothing, nothing) if found is None else (found.particle.cpu(), found.interaction.cpu())
-    row = torch.empty(len(seen), dtype=torch.long)  # one of those that became each point; all have its answer
-    row[row_point[row_point >= 0]] = (row_point >= 0).nonzero()[:, 0]
+    row = rows_of_points(row_point, len(seen))
     particle_found, interaction_found = (column[row].numpy() for column in columns)
     species_found = {} if found is None else {one.id: one.species for one in found.particles or ()}
     whole_of, measure_of = measured or ({}, {})
