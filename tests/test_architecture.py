@@ -25,7 +25,7 @@ MAY_IMPORT = {
     **dict.fromkeys(BASE, frozenset()),
     **dict.fromkeys(("data", "model"), BASE),
     "evaluate": {"event"},
-    "analysis": {"event", "publish"},
+    "analysis": {"event", "publish", "sparse"},
     "display": {"event", "analysis"},
     "train": {"event", "parallel", "publish", "data", "model", "evaluate"},
     "reconstruct": {"event", "parallel", "publish", "data", "model", "analysis"},

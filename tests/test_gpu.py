@@ -12,7 +12,7 @@ from larpanda.model.backbone import DecoderConfig, EncoderConfig
 from larpanda.model.bundle import Model, ModelConfig, load_bundle
 from larpanda.model.distill import DistillConfig, SelfDistillation
 from larpanda.model.matching import SetLossConfig
-from larpanda.model.panoptic import PanopticConfig, SelectConfig
+from larpanda.model.panoptic import PanopticConfig
 from larpanda.model.semantic import SemanticConfig, SemanticLossConfig
 from larpanda.train.instances import Instances, instance_tables
 from larpanda.train.motifs import Motifs, motif_tables
@@ -84,5 +84,5 @@ def test_a_model_is_judged_as_on_the_cpu(events):
     assert moved < 1e-3 * sum(table.sum() for table in here)
     heads = learning().model
     for what in ("particle", "interaction"):
-        here, there = (instance_tables(heads.to(device), what, events, SelectConfig()) for device in ("cpu", "cuda"))
+        here, there = (instance_tables(heads.to(device), what, events) for device in ("cpu", "cuda"))
         assert [table.voxels.sum() for table in here] == [table.voxels.sum() for table in there]

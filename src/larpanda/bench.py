@@ -17,12 +17,13 @@ from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from larpanda.data.generate import generate
 from larpanda.event import UNKNOWN, Event, PointBatch, Species
 from larpanda.model.backbone import CURVE_DEPTH, Encoder, EncoderConfig, Pyramid, for_inference
 from larpanda.model.bundle import Model, ModelConfig
-from larpanda.model.panoptic import SelectConfig, select
+from larpanda.model.selection import INTERACTIONS, PARTICLES, select
 from larpanda.model.semantic import SemanticConfig
 from larpanda.parallel import pick_device
 from larpanda.reconstruct import DTYPES
@@ -209,21 +210,22 @@ def _heads(case: Case, batches: Sequence[PointBatch]) -> list[Row]:
     assert model.semantic is not None
     assert model.particle is not None
     assert model.interaction is not None
-    heads = ((model.particle, len(Species)), (model.interaction, 1))
-    for head, _ in heads:
+    heads = ((model.particle, len(Species), PARTICLES), (model.interaction, 1, INTERACTIONS))
+    for head, *_ in heads:
         head.led_out.bias.fill_(-10.0)  # no point is taken for a low-energy deposit: the most work
 
-    def motifs(batch: PointBatch) -> Pyramid:
+    def motifs(batch: PointBatch) -> tuple[Pyramid, Tensor]:
         pyramid: Pyramid = model.encoder(batch)
         assert model.semantic is not None
-        model.semantic(pyramid).softmax(1)
-        return pyramid
+        return pyramid, model.semantic(pyramid).softmax(1)
 
     def instances(batch: PointBatch) -> None:
-        pyramid = motifs(batch)
-        for head, things in heads:
-            for found in head(pyramid):
-                select(found, things, SelectConfig())
+        pyramid, probability = motifs(batch)
+        lengths = batch.start.diff().tolist()
+        places, motif = torch.split(batch.position, lengths), torch.split(probability.argmax(1), lengths)
+        for head, things, config in heads:
+            for found, place, of_motif in zip(head(pyramid), places, motif, strict=True):
+                select(found, place, of_motif, things, config)
 
     ways: dict[str, Callable[[PointBatch], object]] = {
         f"{case.size}: encoder and linear layer": motifs,

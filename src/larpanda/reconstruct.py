@@ -32,7 +32,8 @@ from larpanda.event import (
 )
 from larpanda.model.backbone import Pyramid, for_inference
 from larpanda.model.bundle import Bundle, load_bundle
-from larpanda.model.panoptic import Instances, PanopticHead, SelectConfig, Selected, select
+from larpanda.model.panoptic import Instances, PanopticHead
+from larpanda.model.selection import INTERACTIONS, PARTICLES, Selected, select
 from larpanda.model.tiles import cut, stitch
 from larpanda.parallel import give_back_memory, pick_device
 from larpanda.publish import publishing
@@ -161,7 +162,7 @@ class Reconstructor:
     def _find(self, visible: Event) -> tuple["_Found", int]:
         """What is in the points that the model sees, and in how many tiles it was looked for."""
         tiles = cut(visible.position, self.max_points)
-        parts = [self._heads(self.model.encoder(PointBatch.of(visible, tile.rows).to(self.device))) for tile in tiles]
+        parts = [self._heads(PointBatch.of(visible, tile.rows).to(self.device)) for tile in tiles]
         if len(tiles) == 1:
             return parts[0], 1
         logits = torch.empty(len(visible), len(Motif))
@@ -173,14 +174,20 @@ class Reconstructor:
         )
         return _Found(logits, particle, interaction), len(tiles)
 
-    def _heads(self, pyramid: Pyramid) -> "_Found":
+    def _heads(self, points: PointBatch) -> "_Found":
         """What every head says of one event: one encoder pass for all of them."""
         assert self.model.semantic is not None
+        pyramid = self.model.encoder(points)
+        logits = self.model.semantic(pyramid)
+        motif = logits.argmax(1)
         chosen = [
-            None if head is None else select(head(pyramid)[0], things, SelectConfig())
-            for head, things in ((self.model.particle, len(Species)), (self.model.interaction, 1))
+            None if head is None else select(head(pyramid)[0], points.position, motif, things, config)
+            for head, things, config in (
+                (self.model.particle, len(Species), PARTICLES),
+                (self.model.interaction, 1, INTERACTIONS),
+            )
         ]
-        return _Found(self.model.semantic(pyramid), *chosen)
+        return _Found(logits, *chosen)
 
     def _interactions(
         self, found: "_Found | None", event: Event, row_point: Tensor

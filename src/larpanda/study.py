@@ -29,7 +29,6 @@ from larpanda.evaluate.segmentation import segmentation
 from larpanda.evaluate.summary import clustering
 from larpanda.event import Motif, Species
 from larpanda.model.bundle import Model, load_bundle
-from larpanda.model.panoptic import SelectConfig
 from larpanda.results import (
     HEADLINE,
     PAIRED,
@@ -272,7 +271,7 @@ def judge(task: Task, model: Model, source: str) -> Judged:
             for motif, *ends in zip(Motif, motifs.f1, motifs.f1_low, motifs.f1_high, strict=True)
         ]
         return Judged(source, len(events), tuple(scores))
-    tables = instance_tables(model, task, events, SelectConfig())
+    tables = instance_tables(model, task, events)
     found = clustering(tables, n_things(task))
     scores = [Score(name, one.value, one.low, one.high) for name, one in found.means.items()]
     if task == "particle":

@@ -1,6 +1,5 @@
 """The query decoder: what must not change an event's masks, and the limits."""
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 
 from larpanda.event import Event, PointBatch
 from larpanda.model.bundle import Bundle, Model, ModelConfig
-from larpanda.model.panoptic import NO_MASK, Instances, PanopticConfig, SelectConfig, select
+from larpanda.model.panoptic import NO_MASK, PanopticConfig
 from larpanda.reconstruct import Reconstructor
 
 TOLERANCE = 1e-5
@@ -100,108 +99,6 @@ def test_rows_that_the_model_does_not_see_are_nan(model):
 def test_a_width_that_cannot_be_split():
     with pytest.raises(ValueError, match="width 20 is not a multiple of the head dimension 16"):
         PanopticConfig(channels=20)
-
-
-def random_instances(seed, q=6, n=60, classes=4):
-    """Masks that overlap, of few classes, so that all of suppression and assignment happens."""
-    rng = torch.Generator().manual_seed(seed)
-    mask = torch.randn(q, n, generator=rng) * 3
-    mask[1] = mask[0] + torch.randn(n, generator=rng) * 0.5
-    logits = torch.randn(q, classes + 1, generator=rng) * 2
-    led = torch.rand(n, generator=rng)
-    mask[:, led >= 0.5] = NO_MASK
-    return Instances(mask, logits, led)
-
-
-def one_after_the_other(found, things, config):
-    """The paper's inference and matrix NMS, a query, a pair and a point at a time."""
-    kept = []
-    for q in range(len(found.class_logits)):
-        probability = found.class_logits[q].softmax(0)
-        kind = int(probability.argmax())
-        p = found.mask_logits[q].sigmoid()
-        points = {i for i in range(len(p)) if p[i] >= config.mask_threshold}
-        if kind < things and len(points) >= config.min_points:
-            score = float(probability[kind]) * sum(float(p[i]) for i in points) / len(points)
-            kept.append([score, q, kind, points])
-    kept.sort(key=lambda one: -one[0])
-
-    def iou(a, b):
-        return len(a[3] & b[3]) / len(a[3] | b[3]) if a[2] == b[2] else 0.0
-
-    worst = [max((iou(kept[i], kept[j]) for i in range(j)), default=0.0) for j in range(len(kept))]
-    factors = [
-        min((math.exp(-config.sigma * (iou(kept[i], kept[j]) ** 2 - worst[i] ** 2)) for i in range(j)), default=1.0)
-        for j in range(len(kept))
-    ]
-    for one, factor in zip(kept, factors, strict=True):
-        one[0] *= min(factor, 1.0)
-    kept = sorted((one for one in kept if one[0] >= config.score_threshold), key=lambda one: -one[0])
-    owner, queries, scores = [-1] * found.mask_logits.shape[1], [], []
-    for score, q, _, points in kept:
-        new = [i for i in points if owner[i] < 0]
-        if len(new) >= config.min_points:
-            for i in new:
-                owner[i] = len(queries)
-            queries.append(q)
-            scores.append(score)
-    return owner, queries, scores
-
-
-@pytest.mark.parametrize(
-    "config", [SelectConfig(), SelectConfig(min_points=8), SelectConfig(score_threshold=0.3, sigma=0.5)]
-)
-def test_selection_is_that_of_one_query_after_the_other(config):
-    for seed in range(100):
-        found = random_instances(seed)
-        owner, queries, scores = one_after_the_other(found, 3, config)
-        result = select(found, 3, config)
-        assert result.owner.tolist() == owner
-        assert result.query.tolist() == queries
-        assert result.score.tolist() == pytest.approx(scores, rel=1e-5)
-        assert result.class_probability.shape == (len(queries), 3)
-
-
-def test_selection_covers_all_if_asked_to():
-    for seed in range(30):
-        found = random_instances(seed)
-        some, all_ = select(found, 3, SelectConfig()), select(found, 3, SelectConfig(cover_all=True))
-        if not len(some.query):
-            continue
-        thing = found.led_probability < 0.5
-        assert (all_.owner[thing] >= 0).all()
-        assert (all_.owner[~thing] == -1).all()
-        assert torch.equal(all_.owner[some.owner >= 0], some.owner[some.owner >= 0])
-        p = found.mask_logits[some.query].sigmoid()
-        left = thing & (some.owner < 0)
-        assert torch.equal(all_.owner[left], p[:, left].argmax(0))
-
-
-def test_selection_does_not_depend_on_the_order_of_points_or_queries():
-    found = random_instances(7)
-    points, queries = torch.randperm(60), torch.randperm(6)
-    moved = Instances(found.mask_logits[queries][:, points], found.class_logits[queries], found.led_probability[points])
-    a, b = select(found, 3, SelectConfig()), select(moved, 3, SelectConfig())
-    assert torch.equal(b.owner, a.owner[points])
-    assert torch.equal(queries[b.query], a.query)
-
-
-def test_queries_that_are_all_used_are_told_and_nothing_found_is_no_error():
-    found = random_instances(1)
-    something = torch.full((6, 5), -9.0)
-    something[:, 0] = 9.0
-    apart = (torch.eye(6).repeat_interleave(10, 1) - 0.5) * 10.0
-    assert select(Instances(apart, something, found.led_probability), 3, SelectConfig()).all_used
-    same = apart[[0, 0, 1, 2, 3, 4]]  # two of a mask: one of them is free
-    assert not select(Instances(same, something, found.led_probability), 3, SelectConfig()).all_used
-    nothing = -something
-    nothing[:, 4] = 20.0
-    empty = select(Instances(found.mask_logits, nothing, found.led_probability), 3, SelectConfig(cover_all=True))
-    assert not empty.all_used
-    assert empty.owner.tolist() == [-1] * 60
-    assert len(empty.query) == 0
-    no_points = select(Instances(torch.zeros(6, 0), something, torch.zeros(0)), 3, SelectConfig())
-    assert len(no_points.owner) == len(no_points.query) == 0
 
 
 def test_masks_are_over_true_instances_as_well_if_told(model, make_cloud):

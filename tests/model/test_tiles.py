@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import larpanda
 from larpanda.event import Status
 from larpanda.model.bundle import Bundle
-from larpanda.model.panoptic import Selected
+from larpanda.model.selection import Selected
 from larpanda.model.tiles import OVERLAP, cut, stitch
 from larpanda.reconstruct import Reconstructor
 

@@ -13,7 +13,8 @@ from larpanda.evaluate.clustering import overlap, rand_index
 from larpanda.event import Event, PointBatch
 from larpanda.model.backbone import EncoderConfig
 from larpanda.model.bundle import Model, ModelConfig, load_bundle, save_bundle
-from larpanda.model.panoptic import PanopticConfig, SelectConfig
+from larpanda.model.panoptic import PanopticConfig
+from larpanda.model.selection import PARTICLES
 from larpanda.model.semantic import SemanticConfig
 from larpanda.train import instances
 from larpanda.train.finetune import finetune
@@ -108,7 +109,7 @@ def test_the_loss_does_not_depend_on_the_order_of_events_or_points(events, confi
 def test_a_perfect_answer_scores_1_and_the_table_is_that_of_scikit_learn(events, config, monkeypatch):
     torch.manual_seed(0)
     model = Model(config.model)
-    (table,) = instance_tables(model, "particle", events[:1], SelectConfig(cover_all=True))
+    (table,) = instance_tables(model, "particle", events[:1], replace(PARTICLES, cover_all=True))
     assert table.voxels.sum() == len(events[0].visible()[0])
     assert table.true_class.max() < 5
     truth = np.repeat(table.true, table.voxels)

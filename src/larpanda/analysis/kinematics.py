@@ -13,8 +13,9 @@ import numpy.typing as npt
 from scipy.spatial import cKDTree
 
 from larpanda.analysis.ranges import RANGE_CM, energy_mev, momentum_mev
-from larpanda.analysis.trajectory import Trajectory, loss_profile, pieces, trajectory
+from larpanda.analysis.trajectory import Trajectory, loss_profile, trajectory
 from larpanda.event import IMAGE_VOXELS, UNKNOWN, VOXEL_CM, EnergyScale, Event, Motif, Reconstruction, Species
+from larpanda.sparse.pieces import pieces
 
 Numbers = npt.NDArray[np.float64]
 START_CM = 3.0  # of a track or shower: where its dE/dx at the start is taken

@@ -65,21 +65,6 @@ def trajectory(position: Numbers) -> Trajectory:
     return Trajectory(along, order[[first, last]], line, length)
 
 
-def pieces(position: Numbers, gap_cm: float) -> Ints:
-    """[N, 3] cm -> [N] the piece of each point, from 0: pieces lie about so far apart, or farther.
-
-    Points are put together in cells of a quarter of the gap first: within it all pairs of a shower would be millions.
-    """
-    if np.ptp(position, axis=0).max() <= gap_cm / 2:
-        return np.zeros(len(position), np.int64)
-    place = np.floor(4.0 * (position - position.min(0)) / gap_cm).astype(np.int64)
-    keys, cell = np.unique(place @ np.array([1 << 40, 1 << 20, 1]), return_inverse=True)
-    cells = np.stack([keys >> 40, keys >> 20 & 0xFFFFF, keys & 0xFFFFF], 1)
-    pairs = cKDTree(cells).query_pairs(4.0, output_type="ndarray")
-    links = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), (len(cells),) * 2)
-    return np.asarray(connected_components(links, directed=False)[1][cell.ravel()], np.int64)
-
-
 def _connected_graph(position: Numbers) -> csr_array:
     """Distances between near points, and where points fall apart, between the nearest of two groups."""
     n = len(position)

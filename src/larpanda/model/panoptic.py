@@ -1,6 +1,6 @@
 """Particles or interactions as masks over points (paper section 3.2.2): a few learned queries, each of which finds one.
 
-Here are the network, and how its masks become instances; the loss is in ``matching``.
+Here is the network; how its masks become instances is in ``selection``, the loss in ``matching``.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from larpanda.event import UNKNOWN
 from larpanda.model.backbone import EncoderConfig, Pyramid
 from larpanda.model.unet import UResNetConfig
 from larpanda.sparse.attend import Packed, attend_points
@@ -171,93 +170,3 @@ class PanopticHead(nn.Module):
         masks = torch.split(pyramid.at_points(everywhere), n_points)
         probabilities = torch.split(pyramid.at_points(done.led.sigmoid()[:, None])[:, 0], n_points)
         return [Instances(m.t(), c, p) for m, c, p in zip(masks, done.classes[-1], probabilities, strict=True)]
-
-
-@dataclass(frozen=True)
-class SelectConfig:
-    """How masks become instances; the defaults are the paper's (section 3.2.2, inference)."""
-
-    mask_threshold: float = 0.5
-    """A point is in a mask from this probability on."""
-    min_points: int = 2
-    """Of an instance."""
-    score_threshold: float = 0.0
-    """Of the score after suppression; the released code has 0.5, also on the class alone."""
-    sigma: float = 2.0
-    """Of matrix NMS: how strongly overlap with a better mask of the class lowers the score."""
-    cover_all: bool = False
-    """Give every point that is no low-energy deposit and in no mask to the instance whose mask is least unlikely."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Selected:
-    """The K instances of an event, best first."""
-
-    owner: Tensor  # [N] int64: the instance of each point, UNKNOWN for none
-    query: Tensor  # [K] int64
-    kind: Tensor  # [K] int64, class
-    score: Tensor  # [K] float32: class probability times mean mask probability, after suppression
-    class_probability: Tensor  # [K, things] float32, of the real classes
-    all_used: bool  # every query became an instance: there may be more of them than the event had queries for
-
-    def cpu(self) -> "Selected":
-        """The same on the CPU."""
-        of = (self.owner.cpu(), self.query.cpu(), self.kind.cpu(), self.score.cpu(), self.class_probability.cpu())
-        return Selected(*of, self.all_used)
-
-
-@torch.no_grad()
-def select(found: Instances, things: int, config: SelectConfig) -> Selected:
-    """Turn the masks of one event into instances that share no points.
-
-    Args:
-        found: of the head.
-        things: classes below this are instances; those above (LED) and no object are not.
-        config: thresholds.
-
-    Class by argmax, masks by threshold, suppression within a class by matrix NMS (Wang et al. 2020, arXiv:2003.10152,
-    Gaussian), and each point to the best instance whose mask has it; an instance that is left with too few points gives
-    them to the next. Depends on the order of points in rounding only.
-    """
-    probability = found.class_logits.float().softmax(1)
-    kind = probability.argmax(1)
-    p = found.mask_logits.float().sigmoid()
-    inside = p >= config.mask_threshold
-    size = inside.sum(1)
-    some = kind < things
-    kept = (some & (size >= config.min_points)).nonzero()[:, 0]
-    confidence = (p * inside).sum(1) / size.clamp(min=1)
-    score = probability.gather(1, kind[:, None])[:, 0] * confidence
-    kept = kept[score[kept].argsort(descending=True, stable=True)]
-    score = score[kept] * _suppression(inside[kept], kind[kept], config.sigma)
-    order = score.argsort(descending=True, stable=True)
-    order = order[score[order] >= config.score_threshold]
-    kept, score = kept[order], score[order]
-    owner = _exclusive(inside[kept], config.min_points)
-    alive = torch.bincount(owner[owner >= 0], minlength=len(kept)) > 0
-    number = torch.where(alive, alive.cumsum(0) - 1, UNKNOWN)
-    owner = torch.where(owner >= 0, number[owner.clamp(min=0)] if len(number) else owner, UNKNOWN)
-    kept, score = kept[alive], score[alive]
-    if config.cover_all and len(kept):
-        open_ = (owner < 0) & (found.led_probability < 0.5)
-        owner[open_] = p[kept][:, open_].argmax(0)
-    return Selected(owner, kept, kind[kept], score, probability[kept, :things], 0 < len(kept) == len(kind))
-
-
-def _suppression(inside: Tensor, kind: Tensor, sigma: float) -> Tensor:
-    """[K, N] masks and [K] classes, best first -> [K] factors of the scores: matrix NMS."""
-    x = inside.float()
-    shared, size = x @ x.t(), x.sum(1)
-    iou = (shared / (size[:, None] + size - shared).clamp(min=1.0)).triu(1)  # [i, j]: of j with the better i
-    iou = iou * (kind[:, None] == kind)
-    worst = iou.amax(0) if len(iou) else size  # of each with those better than itself
-    return torch.exp(-sigma * (iou**2 - worst[:, None] ** 2)).where(iou > 0, 1.0).amin(0) if len(iou) else size
-
-
-def _exclusive(inside: Tensor, min_points: int) -> Tensor:
-    """[K, N] masks, best first -> [N] the first that has the point, UNKNOWN if none; none with too few points."""
-    owner = inside.new_full((inside.shape[1],), UNKNOWN, dtype=torch.long)
-    for number, mask in enumerate(inside):
-        mine = mask & (owner < 0)
-        owner = owner.masked_fill(mine & (mine.sum() >= min_points), number)
-    return owner

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from larpanda.event import UNKNOWN
-from larpanda.model.panoptic import Selected
+from larpanda.model.selection import Selected
 
 OVERLAP = 40.0  # voxels (12 cm) that a tile sees beyond its own: more than a window of attention spans along a track
 SAME = 0.5  # intersection over union, of what two tiles both see, above which their instances are one

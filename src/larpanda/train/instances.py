@@ -15,7 +15,8 @@ from larpanda.event import UNKNOWN, Event, PointBatch, Species
 from larpanda.model.backbone import Pyramid
 from larpanda.model.bundle import Model
 from larpanda.model.matching import SetLossConfig, Truth, set_loss
-from larpanda.model.panoptic import PanopticHead, SelectConfig, select
+from larpanda.model.panoptic import PanopticHead
+from larpanda.model.selection import INTERACTIONS, PARTICLES, SelectConfig, select
 from larpanda.parallel import total
 from larpanda.train.supervised import packs
 from larpanda.train.tasks import Losses
@@ -64,7 +65,7 @@ class Instances:
 
     def evaluate(self, model: Model, events: Sequence[Event]) -> Mapping[str, float]:
         """ARI, PQ, purity and efficiency."""
-        tables = instance_tables(model, self.what, events, SelectConfig())
+        tables = instance_tables(model, self.what, events)
         means = clustering(tables, n_things(self.what), resamples=200).means
         names = ("ari", "pq", "sq", "rq", "purity", "efficiency", "fraction_unassigned")
         ends = {"ari_low": means["ari"].low, "ari_high": means["ari"].high}
@@ -81,7 +82,7 @@ class Instances:
         """
         if self.what != "particle":
             return {}
-        parts = [matched_classes(*one) for one in find_instances(model, self.what, events, SelectConfig())]
+        parts = [matched_classes(*one) for one in find_instances(model, self.what, events)]
         logits = torch.cat([part[0] for part in parts]).clamp(min=torch.finfo(torch.float32).tiny).log()
         label = torch.cat([part[1] for part in parts]).numpy()
         temperature = fit_temperature(logits.numpy(), label)
@@ -99,28 +100,42 @@ def cell_values(pyramid: Pyramid, of_point: Tensor) -> Tensor:
 
 @torch.no_grad()
 def find_instances(
-    model: Model, what: What, events: Sequence[Event], config: SelectConfig
+    model: Model, what: What, events: Sequence[Event], config: SelectConfig | None = None
 ) -> Iterator[tuple[Overlap, Tensor]]:
     """How true and predicted instances of each event share the voxels above the model's threshold.
+
+    Args:
+        model: with the head; where it has one of motifs, too, voxels of different motifs do not vote together.
+        what: which head.
+        events: with truth.
+        config: how masks become instances; None: PARTICLES or INTERACTIONS.
 
     Yields:
         The table, and [P, C] the probabilities of the classes of its predicted instances.
     """
     device = next(model.parameters()).device
+    config = config or (PARTICLES if what == "particle" else INTERACTIONS)
     for batch in packs(events, model.config.min_energy_mev):
         lengths = batch.start.diff().tolist()
         columns = (getattr(batch, what), batch.species.clamp(min=0) * (what == "particle"), batch.energy)
         parts = zip(*(torch.split(column, lengths) for column in columns), strict=True)
-        found = head_of(model, what)(model.encoder(batch.to(device)))
-        for one, (truth, kind, energy) in zip(found, parts, strict=True):
-            chosen = select(one, n_things(what), config)
+        pyramid = model.encoder(batch.to(device))
+        found = head_of(model, what)(pyramid)
+        position = torch.split(batch.position, lengths)
+        motif = (
+            [None] * len(lengths) if model.semantic is None else torch.split(model.semantic(pyramid).argmax(1), lengths)
+        )
+        for one, place, of_motif, (truth, kind, energy) in zip(found, position, motif, parts, strict=True):
+            chosen = select(one, place, of_motif, n_things(what), config)
             owner = chosen.owner.cpu().numpy()
             kinds = np.append(chosen.kind.cpu().numpy(), 0)
             table = overlap(truth.numpy(), owner, kind.numpy(), kinds[owner], energy.numpy())
             yield table, chosen.class_probability.cpu()
 
 
-def instance_tables(model: Model, what: What, events: Sequence[Event], config: SelectConfig) -> list[Overlap]:
+def instance_tables(
+    model: Model, what: What, events: Sequence[Event], config: SelectConfig | None = None
+) -> list[Overlap]:
     """The tables of ``find_instances``."""
     return [table for table, _ in find_instances(model, what, events, config)]
 

@@ -1,0 +1,56 @@
+"""Pieces against SciPy's labels of a dense image, and gaps that are known."""
+
+import numpy as np
+import pytest
+from scipy.ndimage import label
+
+from larpanda.sparse.pieces import pieces, touching
+
+
+def same_groups(a, b):
+    """Whether two numberings divide alike."""
+    pairs = np.unique(np.stack([a, b]), axis=1)
+    return len(np.unique(pairs[0])) == len(np.unique(pairs[1])) == pairs.shape[1]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_voxels_that_touch_are_those_of_a_dense_image(seed):
+    rng = np.random.default_rng(seed)
+    group_of = rng.integers(-1, 2, (12, 12, 12)) * (rng.random((12, 12, 12)) < 0.15) - (rng.random((12, 12, 12)) < 0.8)
+    voxel = np.argwhere(group_of > -2)
+    group = group_of[tuple(voxel.T)]
+    found = touching(voxel.astype(np.float32), group)
+    assert (found[group < 0] == -1).all()
+    for one in (0, 1):
+        dense = label(group_of == one, np.ones((3, 3, 3)))[0]
+        mine = group == one
+        assert same_groups(found[mine], dense[tuple(voxel[mine].T)])
+    assert not set(found[group == 0]) & set(found[group == 1])
+
+
+def test_no_voxels_and_no_groups():
+    assert len(touching(np.empty((0, 3)), np.empty(0, np.int64))) == len(pieces(np.empty((0, 3)), 1.0)) == 0
+    assert touching(np.zeros((2, 3)), np.array([-1, -1])).tolist() == [-1, -1]
+
+
+def test_a_gap_divides_from_about_its_size_on():
+    line = np.linspace(0.0, 50.0, 101)[:, None] * [[0.6, 0.8, 0.0]]
+    for gap, n in ((2.0, 1), (4.0, 1), (6.5, 2), (20.0, 2)):
+        far = np.concatenate([line, line + line[-1] + [0.6 * gap, 0.8 * gap, 0.0]])
+        found = pieces(far, 5.0)
+        assert found.max() + 1 == n
+        if n == 2:
+            assert same_groups(found, np.repeat([0, 1], 101))
+
+
+def test_groups_are_divided_each_on_its_own():
+    rng = np.random.default_rng(0)
+    position, group = rng.random((400, 3)) * 60.0, rng.integers(0, 4, 400)
+    found = pieces(position, 6.0, group)
+    shift = position.min(0)
+    for one in range(4):
+        mine = group == one
+        corner = np.concatenate([shift[None], position[mine]])  # the same cells, which begin at the least position
+        alone = pieces(corner, 6.0)[1:]
+        assert len(set(found[mine])) in (len(set(alone)), len(set(alone)) + 1)
+    assert len({(a, b) for a, b in zip(found, group, strict=True)}) == len(set(found))
