@@ -17,12 +17,12 @@ from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from larpanda.data.generate import generate
 from larpanda.event import UNKNOWN, Event, PointBatch, Species
 from larpanda.model.backbone import CURVE_DEPTH, Encoder, EncoderConfig, Pyramid, for_inference
 from larpanda.model.bundle import Model, ModelConfig
+from larpanda.model.panoptic import PanopticHead
 from larpanda.model.selection import INTERACTIONS, PARTICLES, select
 from larpanda.model.semantic import SemanticConfig
 from larpanda.parallel import pick_device
@@ -207,25 +207,26 @@ def _heads(case: Case, batches: Sequence[PointBatch]) -> list[Row]:
     )
     model = Model(config).to(batches[0].energy.device)
     for_inference(model, DTYPES[case.dtype])
-    assert model.semantic is not None
-    assert model.particle is not None
-    assert model.interaction is not None
-    heads = ((model.particle, len(Species), PARTICLES), (model.interaction, 1, INTERACTIONS))
-    for head, *_ in heads:
+    for head in (model.particle, model.interaction):
+        assert isinstance(head, PanopticHead)
         head.led_out.bias.fill_(-10.0)  # no point is taken for a low-energy deposit: the most work
 
-    def motifs(batch: PointBatch) -> tuple[Pyramid, Tensor]:
-        pyramid: Pyramid = model.encoder(batch)
-        assert model.semantic is not None
-        return pyramid, model.semantic(pyramid).softmax(1)
+    def motifs(batch: PointBatch) -> None:
+        logits = model.find(batch, ()).logits
+        assert logits is not None
+        logits.softmax(1)
 
     def instances(batch: PointBatch) -> None:
-        pyramid, probability = motifs(batch)
+        found = model.find(batch)
+        assert found.logits is not None
         lengths = batch.start.diff().tolist()
-        places, motif = torch.split(batch.position, lengths), torch.split(probability.argmax(1), lengths)
-        for head, things, config in heads:
-            for found, place, of_motif in zip(head(pyramid), places, motif, strict=True):
-                select(found, place, of_motif, things, config)
+        places, motif = torch.split(batch.position, lengths), torch.split(found.logits.argmax(1), lengths)
+        for of_events, things, config in (
+            (found.particle, len(Species), PARTICLES),
+            (found.interaction, 1, INTERACTIONS),
+        ):
+            for one, place, of_motif in zip(of_events or [], places, motif, strict=True):
+                select(one, place, of_motif, things, config)
 
     ways: dict[str, Callable[[PointBatch], object]] = {
         f"{case.size}: encoder and linear layer": motifs,

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, overload
+from typing import Any, NoReturn, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
@@ -31,8 +31,8 @@ from larpanda.event import (
     Status,
 )
 from larpanda.model.backbone import Pyramid, for_inference
-from larpanda.model.bundle import Bundle, load_bundle
-from larpanda.model.panoptic import Instances, PanopticHead
+from larpanda.model.bundle import Bundle, What, load_bundle
+from larpanda.model.panoptic import Instances
 from larpanda.model.selection import INTERACTIONS, PARTICLES, Selected, select
 from larpanda.model.tiles import cut, stitch
 from larpanda.parallel import give_back_memory, pick_device
@@ -77,7 +77,12 @@ class Reconstructor:
             ValueError: the event has impossible energies or positions.
         """
         width = sum(self.model.config.encoder.channels)
-        return _each(event, lambda e: self._rows(e, width, lambda pyramid: pyramid.at_points(pyramid.upcast())))
+
+        def upcast(points: PointBatch) -> Tensor:
+            pyramid: Pyramid = self.model.encoder(points)
+            return pyramid.at_points(pyramid.upcast())
+
+        return _each(event, lambda e: self._rows(e, width, upcast))
 
     @overload
     def semantic(self, event: Event) -> Tensor: ...
@@ -92,7 +97,7 @@ class Reconstructor:
         head = self.model.semantic
         if head is None:
             self._no_head("semantic")
-        return _each(event, lambda e: self._rows(e, len(Motif), head))
+        return _each(event, lambda e: self._rows(e, len(Motif), lambda points: head(self.model.encoder(points))))
 
     @overload
     def instances(self, event: Event, what: str) -> Instances: ...
@@ -108,10 +113,9 @@ class Reconstructor:
         """
         if what not in ("particle", "interaction"):
             raise ValueError(f"instances of {what!r} are not known; expected 'particle' or 'interaction'")
-        head = self.model.particle if what == "particle" else self.model.interaction
-        if head is None:
+        if getattr(self.model, what) is None:
             self._no_head(what)
-        return _each(event, lambda e: self._instances(e, head))
+        return _each(event, lambda e: self._instances(e, cast(What, what)))
 
     @overload
     def reconstruct(self, event: Event) -> Reconstruction: ...
@@ -176,18 +180,17 @@ class Reconstructor:
 
     def _heads(self, points: PointBatch) -> "_Found":
         """What every head says of one event: one encoder pass for all of them."""
-        assert self.model.semantic is not None
-        pyramid = self.model.encoder(points)
-        logits = self.model.semantic(pyramid)
-        motif = logits.argmax(1)
+        found = self.model.find(points)
+        assert found.logits is not None
+        motif = found.logits.argmax(1)
         chosen = [
-            None if head is None else select(head(pyramid)[0], points.position, motif, things, config)
-            for head, things, config in (
-                (self.model.particle, len(Species), PARTICLES),
-                (self.model.interaction, 1, INTERACTIONS),
+            None if one is None else select(one[0], points.position, motif, things, config)
+            for one, things, config in (
+                (found.particle, len(Species), PARTICLES),
+                (found.interaction, 1, INTERACTIONS),
             )
         ]
-        return _Found(logits, *chosen)
+        return _Found(found.logits, *chosen)
 
     def _interactions(
         self, found: "_Found | None", event: Event, row_point: Tensor
@@ -227,14 +230,21 @@ class Reconstructor:
             )
         return owner, tuple(particles)
 
-    def _rows(self, event: Event, width: int, head: Callable[[Pyramid], Tensor]) -> Tensor:
-        """Encode an event and spread what a head says of its points over its rows: [N, width], NaN where unseen."""
-        points, row_point = self._encode(event, head)
+    def _rows(self, event: Event, width: int, see: Callable[[PointBatch], Tensor]) -> Tensor:
+        """Spread what is seen in an event's points over its rows: [N, width], NaN where unseen."""
+        points, row_point = self._seen(event, see)
         return _spread(points, row_point, width)
 
-    def _instances(self, event: Event, head: PanopticHead) -> Instances:
-        found, row_point = self._encode(event, lambda pyramid: head(pyramid)[0])
-        queries, classes = head.config.queries, head.config.classes + 1
+    def _instances(self, event: Event, what: What) -> Instances:
+        def see(points: PointBatch) -> Instances:
+            seen = self.model.find(points, (what,))
+            instances = seen.particle if what == "particle" else seen.interaction
+            assert instances is not None
+            return instances[0]
+
+        found, row_point = self._seen(event, see)
+        config = getattr(self.model.config, what)
+        queries, classes = config.queries, config.classes + 1
         if found is None:
             nothing = torch.full((queries, classes), torch.nan)
             return Instances(_spread(None, row_point, queries).t(), nothing, _spread(None, row_point, 1)[:, 0])
@@ -245,14 +255,14 @@ class Reconstructor:
         )
 
     @torch.no_grad()
-    def _encode(self, event: Event, head: Callable[[Pyramid], Result]) -> tuple[Result | None, Tensor]:
-        """What a head says of an event's points, None if there are none, and the point of each of its rows."""
+    def _seen(self, event: Event, see: Callable[[PointBatch], Result]) -> tuple[Result | None, Tensor]:
+        """What is seen in an event's points, None if there are none, and the point of each of its rows."""
         if problem := event.problem():
             raise ValueError(f"{event.key}: {problem}" if event.key else problem)
         visible, row_point = event.visible(self.model.config.min_energy_mev)
         if not len(visible):
             return None, row_point
-        return head(self.model.encoder(PointBatch.pack([visible]).to(self.device))), row_point
+        return see(PointBatch.pack([visible]).to(self.device)), row_point
 
     def _no_head(self, what: str) -> NoReturn:
         heads = [name for name in ("semantic", "particle", "interaction") if getattr(self.model, name) is not None]

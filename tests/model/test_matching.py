@@ -23,7 +23,7 @@ def one_event(instance, kind):
 
 
 def mask_losses(mask, instance, kind):
-    return matching.mask_losses(mask, *one_event(instance, kind))
+    return matching.mask_losses(mask, *one_event(instance, kind), torch.ones(len(mask)))
 
 
 def set_loss(mask, class_logits, instance, kind, config):

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,9 +18,10 @@ from larpanda.event import Motif
 from larpanda.model.backbone import DecoderConfig
 from larpanda.model.bundle import Model, ModelConfig, load_bundle, save_bundle
 from larpanda.model.semantic import SemanticConfig, SemanticLossConfig
-from larpanda.train import motifs
+from larpanda.train import frozen
 from larpanda.train.finetune import finetune
-from larpanda.train.motifs import FrozenEvents, LinearSemantic, Motifs, motif_losses
+from larpanda.train.frozen import FrozenEvents
+from larpanda.train.motifs import LabelledFeatures, LinearSemantic, Motifs, motif_losses
 from larpanda.train.supervised import Supervised
 
 
@@ -68,7 +70,7 @@ def test_a_linear_layer_learns_the_same_whether_features_are_kept_or_made_again(
 ):
     config = replace(tiny_run, mode="linear")
     kept = run(events, config, tmp_path / "kept", encoder)
-    monkeypatch.setattr(motifs, "KEPT_BYTES", 0)
+    monkeypatch.setattr(frozen, "KEPT_BYTES", 0)
     again = run(events, config, tmp_path / "again", encoder)
     assert (kept / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
 
@@ -81,7 +83,7 @@ def test_features_are_made_once(events, encoder):
 
     model = load_bundle(encoder).model
     model.encoder.register_forward_hook(counted)
-    frozen = FrozenEvents(model.encoder, events, 0.13)
+    frozen = FrozenEvents(partial(LabelledFeatures.of, model.encoder, 0.13), events)
     for _ in range(3):
         assert [len(one) for one in frozen] == [len(event.visible(0.13)[0]) for event in events]
     assert len(calls) == len(events)
@@ -95,7 +97,9 @@ def test_a_linear_run_is_judged_as_its_bundle_is(events, encoder):
     model.encoder.load_state_dict(load_bundle(encoder).model.encoder.state_dict())
     torch.nn.init.normal_(model.semantic.linear.weight)
     model.encoder.requires_grad_(False)
-    frozen = LinearSemantic(model, SemanticLossConfig(0.0), FrozenEvents(model.encoder, events, 0.13)).evaluate()
+    frozen = LinearSemantic(
+        model, SemanticLossConfig(0.0), FrozenEvents(partial(LabelledFeatures.of, model.encoder, 0.13), events)
+    ).evaluate()
     whole = Motifs(model.semantic, SemanticLossConfig(0.0)).evaluate(model, events)
     assert frozen["macro_f1"] == pytest.approx(whole["macro_f1"], abs=0.01)
 

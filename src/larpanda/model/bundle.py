@@ -8,23 +8,25 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from larpanda.config import config_from_json
-from larpanda.event import MIN_ENERGY_MEV, EnergyScale
+from larpanda.event import MIN_ENERGY_MEV, EnergyScale, PointBatch
 from larpanda.model.backbone import Encoder, EncoderConfig
-from larpanda.model.panoptic import PanopticConfig, PanopticHead
+from larpanda.model.fragments import FragmentHead, Fragments
+from larpanda.model.panoptic import Instances, PanopticConfig, PanopticHead
 from larpanda.model.released import SUFFIXES, is_released, read_released, weights_file
 from larpanda.model.semantic import SemanticConfig, SemanticHead
 from larpanda.model.unet import UResNet, UResNetConfig
 from larpanda.publish import sync
 
+What = Literal["particle", "interaction"]
 FORMAT = 1
 SHIPPED = Path(__file__).parent.parent / "models"
 
@@ -54,8 +56,40 @@ class Model(nn.Module):
         self.config = config
         self.encoder = Encoder(config.encoder) if isinstance(config.encoder, EncoderConfig) else UResNet(config.encoder)
         self.semantic = SemanticHead(config.semantic, config.encoder) if config.semantic else None
-        self.particle = PanopticHead(config.particle, config.encoder) if config.particle else None
-        self.interaction = PanopticHead(config.interaction, config.encoder) if config.interaction else None
+        self.particle = self._instances(config.particle)
+        self.interaction = self._instances(config.interaction)
+
+    def _instances(self, config: PanopticConfig | None) -> PanopticHead | FragmentHead | None:
+        if config is None:
+            return None
+        if config.fragments and self.semantic is None:
+            raise ValueError("a head that looks at fragments needs one for motifs, of which fragments are made")
+        return (FragmentHead if config.fragments else PanopticHead)(config, self.config.encoder)
+
+    def find(self, points: PointBatch, what: Sequence[What] = ("particle", "interaction")) -> "Found":
+        """What the heads say of a batch, in one pass of the encoder; ``what`` is asked of those that there are."""
+        pyramid = self.encoder(points)
+        logits = None if self.semantic is None else self.semantic(pyramid)
+        found: dict[str, list[Instances]] = {}
+        fragments: tuple[Fragments, Tensor] | None = None
+        for name in what:
+            head = getattr(self, name)
+            if isinstance(head, PanopticHead):
+                found[name] = head(pyramid)
+            elif head is not None:
+                assert logits is not None
+                fragments = fragments or Fragments.of(points, pyramid, logits)
+                found[name] = head(*fragments, points.start)
+        return Found(logits, found.get("particle"), found.get("interaction"))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """What the heads of a model say of N points of B events; None: no such head, or not asked."""
+
+    logits: Tensor | None  # [N, 5] of motifs
+    particle: list[Instances] | None  # of each event
+    interaction: list[Instances] | None
 
 
 @dataclass(frozen=True)

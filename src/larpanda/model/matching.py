@@ -80,29 +80,33 @@ class SetLoss:
         )
 
 
-def mask_losses(logits: Tensor, start: Tensor, truth: Truth) -> tuple[Tensor, Tensor]:
+def mask_losses(logits: Tensor, start: Tensor, truth: Truth, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Focal and Dice loss of every instance against every query of its event.
 
     Args:
         logits: [N, Q] of the masks.
         start: [B + 1] int64, event b owns points start[b]:start[b + 1].
         truth: of the batch.
+        weight: [N] float, how many points a row stands for.
 
     Returns:
         [M, Q] focal loss, the mean over the event's points; [M, Q] Dice loss, 1 - (2 sum(p y) + 1) / (sum(p) + sum(y)
         + 1), where y is 1 where the point belongs to the instance.
     """
-    n, m, points = len(start) - 1, len(truth.kind), start.diff()
+    n, m, rows = len(start) - 1, len(truth.kind), start.diff()
     p = logits.sigmoid()
     inside = ALPHA * (1.0 - p) ** GAMMA * F.softplus(-logits)  # of a point that belongs to the instance
     outside = (1.0 - ALPHA) * p**GAMMA * F.softplus(logits)
     # one group for the points of each instance, and one for those of an event that belong to none
-    group = torch.where(truth.instance >= 0, truth.instance, m + torch.repeat_interleave(points))
-    sums = sum_groups(torch.cat([inside - outside, outside, p], 1), group, m + n)
+    group = torch.where(truth.instance >= 0, truth.instance, m + torch.repeat_interleave(rows))
+    terms = torch.cat([inside - outside, outside, p, torch.ones_like(p[:, :1])], 1)
+    sums = sum_groups(terms * weight[:, None], group, m + n)
     of_event = sum_groups(sums, torch.cat([truth.event, torch.arange(n, device=start.device)]), n)[truth.event]
-    (instead, _, overlap), (_, all_outside, all_p) = sums[:m].chunk(3, 1), of_event.chunk(3, 1)
-    size = torch.bincount(group, minlength=m + n)[:m, None]
-    focal = (instead + all_outside) / points[truth.event, None]
+    widths = [p.shape[1]] * 3 + [1]
+    (instead, _, overlap, size), (_, all_outside, all_p, points) = (
+        torch.split(x, widths, 1) for x in (sums[:m], of_event)
+    )
+    focal = (instead + all_outside) / points
     return focal, 1.0 - (2.0 * overlap + 1.0) / (all_p + size + 1.0)
 
 
@@ -129,7 +133,14 @@ def assign(cost: Tensor, event: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([none, *rows]).to(cost.device), torch.cat([none, *queries]).to(cost.device)
 
 
-def set_loss(mask: Tensor, class_logits: Tensor, start: Tensor, truth: Truth, config: SetLossConfig) -> SetLoss:
+def set_loss(
+    mask: Tensor,
+    class_logits: Tensor,
+    start: Tensor,
+    truth: Truth,
+    config: SetLossConfig,
+    weight: Tensor | None = None,
+) -> SetLoss:
     """The loss of a batch at one block: of each event the means over its matched pairs and over its other queries.
 
     Args:
@@ -138,6 +149,7 @@ def set_loss(mask: Tensor, class_logits: Tensor, start: Tensor, truth: Truth, co
         start: [B + 1] int64, event b owns points start[b]:start[b + 1].
         truth: of the batch.
         config: weights of the cost.
+        weight: [N] float, how many points a row of the mask stands for; None: one.
 
     Returns:
         The parts. An event without instances has the no-object term alone; one with more than Q of them trains the Q
@@ -145,7 +157,7 @@ def set_loss(mask: Tensor, class_logits: Tensor, start: Tensor, truth: Truth, co
     """
     mask, class_logits = mask.float(), class_logits.float()  # float32 also under autocast
     log_p = class_logits.log_softmax(2)
-    focal_of, dice_of = mask_losses(mask, start, truth)
+    focal_of, dice_of = mask_losses(mask, start, truth, mask.new_ones(len(mask)) if weight is None else weight)
     kind = truth.kind.clamp(min=0)
     told = truth.kind >= 0
     # who answers is decided among real classes: how sure a query is of being something is not asked

@@ -38,6 +38,10 @@ class PanopticConfig:
     """Predict a block's mask from the query that it has updated; the released models do from the query before."""
     position_in_keys: bool = True
     """Tell keys of the queries' self-attention which query they are; the released models do not."""
+    fragments: bool = False
+    """Look at fragments (``model.fragments``), not at points: learns from few events, on a frozen model with motifs."""
+    context: int = 2
+    """Blocks by which fragments look at one another first."""
 
     def __post_init__(self) -> None:
         if self.channels % self.head_dim:
@@ -113,26 +117,50 @@ class QueryBlock(nn.Module):
         return packed.times(point, self.mask_out(F.gelu(self.mask_in(query))))
 
 
-class PanopticHead(nn.Module):
-    """A pyramid to masks and classes of the queries."""
+class QueryDecoder(nn.Module):
+    """Learned queries that look at points, or at what stands for many of them."""
 
-    def __init__(self, config: PanopticConfig, encoder: EncoderConfig | UResNetConfig) -> None:
+    def __init__(self, config: PanopticConfig) -> None:
         super().__init__()
-        self.config, c, width = config, config.channels, encoder.out_channels
+        self.config, c = config, config.channels
         self.query, self.query_position = (nn.Parameter(torch.randn(config.queries, c)) for _ in range(2))
-        self.position_in, self.position_out = nn.Linear(3, c), nn.Linear(c, c)
-        self.led_in, self.led_out = nn.Linear(width, c), nn.Linear(c, 1)
-        deep = config.deep_projections
-        self.point_in = nn.Linear(width, c) if deep else None
-        self.point_out = nn.Linear(c if deep else width, c)
         self.blocks = nn.ModuleList(QueryBlock(config) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(c)
-        self.class_in = nn.Linear(c, c) if deep else None
+        self.class_in = nn.Linear(c, c) if config.deep_projections else None
         self.class_out = nn.Linear(c, config.classes + 1)
+
+    def initialize(self) -> None:
+        """Draw the weights of all linear layers."""
         for part in self.modules():
             if isinstance(part, nn.Linear):
                 nn.init.trunc_normal_(part.weight, std=0.02)
                 nn.init.zeros_(part.bias)
+
+    def look(
+        self, point: Tensor, point_position: Tensor, packed: Packed
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """[N, C] points, [N, C] -> of each block mask logits [N, Q], and class logits [B, Q, classes + 1]."""
+        query = self.query.expand(len(packed.lengths), -1, -1)
+        masks, classes = [], []
+        for block in self.blocks:
+            query, mask = block(query, self.query_position, point, point_position, packed)
+            masks.append(mask)
+            normed = self.norm(query)
+            classes.append(self.class_out(normed if self.class_in is None else F.gelu(self.class_in(normed))))
+        return tuple(masks), tuple(classes)
+
+
+class PanopticHead(QueryDecoder):
+    """A pyramid to masks and classes of the queries."""
+
+    def __init__(self, config: PanopticConfig, encoder: EncoderConfig | UResNetConfig) -> None:
+        super().__init__(config)
+        c, width, deep = config.channels, encoder.out_channels, config.deep_projections
+        self.position_in, self.position_out = nn.Linear(3, c), nn.Linear(c, c)
+        self.led_in, self.led_out = nn.Linear(width, c), nn.Linear(c, 1)
+        self.point_in = nn.Linear(width, c) if deep else None
+        self.point_out = nn.Linear(c if deep else width, c)
+        self.initialize()
 
     def decode(self, pyramid: Pyramid, also: Tensor | None = None) -> Decoded:
         """Run the queries over a batch.
@@ -152,14 +180,7 @@ class PanopticHead(nn.Module):
         if self.point_in is not None:
             point = self.point_out(F.gelu(point))
         point_position = self.position_out(F.gelu(self.position_in(pyramid.position[thing].to(point.dtype))))
-        query, packed = self.query.expand(len(n_things), -1, -1), Packed.of(start)
-        masks, classes = [], []
-        for block in self.blocks:
-            query, mask = block(query, self.query_position, point, point_position, packed)
-            masks.append(mask)
-            normed = self.norm(query)
-            classes.append(self.class_out(normed if self.class_in is None else F.gelu(self.class_in(normed))))
-        return Decoded(thing, start, tuple(masks), tuple(classes), led)
+        return Decoded(thing, start, *self.look(point, point_position, Packed.of(start)), led)
 
     def forward(self, pyramid: Pyramid) -> list[Instances]:
         """One result an event, over the points that were given to the encoder."""

@@ -154,10 +154,13 @@ class Packed:
     longest: int  # rows of an event that stands side by side with others
 
     @classmethod
-    def of(cls, start: Tensor) -> "Packed":
-        """Decide how the events of a batch are taken: by what the device likes (``kernels.side_by_side``)."""
+    def of(cls, start: Tensor, few: bool = False) -> "Packed":
+        """Decide how the events of a batch are taken: by what the device likes (``kernels.side_by_side``).
+
+        few: events have few rows, so that they stand side by side on any device.
+        """
         lengths = start.diff().tolist()
-        if not side_by_side(start.device):
+        if not few and not side_by_side(start.device):
             return cls(start, lengths, None, 0)
         longest = -(-max(lengths + [1]) // 8) * 8
         event = torch.repeat_interleave(start.diff())

@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,16 +13,20 @@ import torch
 from larpanda import __version__
 from larpanda.data.stream import drawn
 from larpanda.event import UNKNOWN, Event, Motif
-from larpanda.model.bundle import Model, load_bundle, save_bundle
+from larpanda.model.bundle import Model, What, load_bundle, save_bundle
+from larpanda.model.panoptic import PanopticConfig, PanopticHead
 from larpanda.model.semantic import SemanticConfig
 from larpanda.parallel import rank
-from larpanda.train.instances import Instances, head_of
+from larpanda.train.frozen import FrozenEvents
+from larpanda.train.grouping import Grouping, LabelledFragments
+from larpanda.train.instances import Instances
 from larpanda.train.loop import train
-from larpanda.train.motifs import FrozenEvents, LinearSemantic, Motifs
+from larpanda.train.motifs import LabelledFeatures, LinearSemantic, Motifs
 from larpanda.train.recipes import FinetuneConfig
 from larpanda.train.supervised import Head, Objective, Supervised
 
-HEADS: tuple[Head, ...] = ("semantic", "particle", "interaction")
+INSTANCES: tuple[What, ...] = ("particle", "interaction")
+HEADS: tuple[Head, ...] = ("semantic", *INSTANCES)
 ENOUGH_EVENTS = 10  # of a motif: a bootstrap over fewer says little
 
 
@@ -80,7 +85,9 @@ def finetune(
         raise ValueError(f"--mode linear is for motifs; {heads[-1]}s need a decoder: --mode decoder or full")
     if config.mode != "full" and start is None:
         raise ValueError(f"--mode {config.mode} keeps the encoder as it is, and --from scratch has none; give --from")
+    _grouped(heads, config)
     model, config = _first_model(heads, config, start)
+    grouped = _grouped(heads, config)
     chosen: Sequence[Event] = events[:n_train]
     if config.labels is not None:
         chosen = drawn(chosen, config.labels, config.seed)
@@ -97,18 +104,29 @@ def finetune(
         "larpanda": __version__,
     }
 
-    def end(task: Supervised | LinearSemantic, bundle: Path) -> None:
+    def end(task: Supervised | LinearSemantic | Grouping, bundle: Path) -> None:
         scores = {**task.evaluate(), **task.calibrate()}
         provenance = {**record, "validation": scores}
         save_bundle(bundle, model, provenance, _card(record, scores), half=True)
 
     how: dict[str, Any] = {"device": device, "say": say, "live": live}
     if config.mode == "linear":
-        threshold = model.config.min_energy_mev
-        frozen, judged = (FrozenEvents(model.encoder, part, threshold) for part in (chosen, validation))
+        make = partial(LabelledFeatures.of, model.encoder, model.config.min_energy_mev)
+        frozen, judged = (FrozenEvents(make, part) for part in (chosen, validation))
         loss = config.semantic_loss
         return train(
             frozen, config, run, record, lambda where: LinearSemantic(model.to(where), loss, judged), end, **how
+        )
+    if grouped:
+        known = FrozenEvents(partial(LabelledFragments.of, model), chosen)
+        return train(
+            known,
+            config,
+            run,
+            record,
+            lambda where: Grouping(model.to(where), grouped, config.set_loss, validation),
+            end,
+            **how,
         )
 
     def begin(where: torch.device) -> Supervised:
@@ -121,11 +139,25 @@ def finetune(
     return train(chosen, config, run, record, begin, end, **how)
 
 
+def _grouped(heads: Sequence[Head], config: FinetuneConfig) -> list[What]:
+    """The heads to train if they look at fragments. Raises ValueError if that cannot be."""
+    there = {what: getattr(config.model, what) for what in INSTANCES if what in heads}
+    found = [what for what, head in there.items() if head is not None and head.fragments]
+    if found and (config.mode != "decoder" or len(found) < len(heads)):
+        raise ValueError(
+            f"heads that look at fragments ({', '.join(found)}) learn on a frozen model, and no others beside them: "
+            "--mode decoder --from a bundle with a head for motifs"
+        )
+    return found
+
+
 def _objective(model: Model, head: Head, config: FinetuneConfig) -> Objective:
     if head == "semantic":
         assert model.semantic is not None
         return Motifs(model.semantic, config.semantic_loss)
-    return Instances(head_of(model, head), head, config.set_loss)
+    found = getattr(model, head)
+    assert isinstance(found, PanopticHead)
+    return Instances(found, head, config.set_loss)
 
 
 def _weak_motifs(validation: Sequence[Event]) -> str:
@@ -145,7 +177,10 @@ def _first_model(heads: Sequence[Head], config: FinetuneConfig, start: str | Non
         parts = {name: getattr(there.config, name) for name in HEADS}
     for name in heads:
         own = SemanticConfig(None) if config.mode == "linear" else there and getattr(there.config, name)
-        parts[name] = own or getattr(config.model, name)
+        wanted = getattr(config.model, name)
+        if isinstance(own, PanopticConfig) and wanted and own.fragments != wanted.fragments:
+            own = None  # a head of another kind is begun anew
+        parts[name] = own or wanted
         if parts[name] is None:
             raise ValueError(f"this recipe is not for {name}; expected one such as nano_{name}")
     encoder = config.model if there is None else there.config

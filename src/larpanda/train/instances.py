@@ -1,7 +1,6 @@
 """Particles or interactions with labels (paper section 3.2.2): what a query head learns from and how it is judged."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -13,22 +12,13 @@ from larpanda.evaluate.clustering import Overlap, matches, overlap
 from larpanda.evaluate.summary import clustering
 from larpanda.event import UNKNOWN, Event, PointBatch, Species
 from larpanda.model.backbone import Pyramid
-from larpanda.model.bundle import Model
+from larpanda.model.bundle import Model, What
 from larpanda.model.matching import SetLossConfig, Truth, set_loss
 from larpanda.model.panoptic import PanopticHead
 from larpanda.model.selection import INTERACTIONS, PARTICLES, SelectConfig, select
 from larpanda.parallel import total
 from larpanda.train.supervised import packs
 from larpanda.train.tasks import Losses
-
-What = Literal["particle", "interaction"]
-
-
-def head_of(model: Model, what: What) -> PanopticHead:
-    """The head for particles or for interactions, which the model has."""
-    head = model.particle if what == "particle" else model.interaction
-    assert head is not None
-    return head
 
 
 def n_things(what: What) -> int:
@@ -65,31 +55,39 @@ class Instances:
 
     def evaluate(self, model: Model, events: Sequence[Event]) -> Mapping[str, float]:
         """ARI, PQ, purity and efficiency."""
-        tables = instance_tables(model, self.what, events)
-        means = clustering(tables, n_things(self.what), resamples=200).means
-        names = ("ari", "pq", "sq", "rq", "purity", "efficiency", "fraction_unassigned")
-        ends = {"ari_low": means["ari"].low, "ari_high": means["ari"].high}
-        return {"ari": means["ari"].value, **ends, **{name: means[name].value for name in names[1:]}}
+        return scores(model, self.what, events)
 
-    @torch.no_grad()
     def calibrate(self, model: Model, events: Sequence[Event]) -> Mapping[str, float]:
-        """Divide class logits by the temperature that matched particles of events ask for; interactions have one class.
+        """Of particles the class probabilities."""
+        return calibrated(model, events) if self.what == "particle" else {}
 
-        It goes into the weights of the last layer. The order of a query's classes stays.
 
-        Returns:
-            The temperature, and the expected calibration error on these events before and after.
-        """
-        if self.what != "particle":
-            return {}
-        parts = [matched_classes(*one) for one in find_instances(model, self.what, events)]
-        logits = torch.cat([part[0] for part in parts]).clamp(min=torch.finfo(torch.float32).tiny).log()
-        label = torch.cat([part[1] for part in parts]).numpy()
-        temperature = fit_temperature(logits.numpy(), label)
-        for weights in self.head.class_out.parameters():
-            weights.div_(temperature)
-        before, after = (calibration((logits / t).softmax(1).numpy(), label).error for t in (1.0, temperature))
-        return {"class_temperature": temperature, "class_ece_before": before, "class_ece": after}
+def scores(model: Model, what: What, events: Sequence[Event]) -> Mapping[str, float]:
+    """ARI, PQ, purity and efficiency of a head."""
+    means = clustering(instance_tables(model, what, events), n_things(what), resamples=200).means
+    names = ("ari", "pq", "sq", "rq", "purity", "efficiency", "fraction_unassigned")
+    ends = {"ari_low": means["ari"].low, "ari_high": means["ari"].high}
+    return {"ari": means["ari"].value, **ends, **{name: means[name].value for name in names[1:]}}
+
+
+@torch.no_grad()
+def calibrated(model: Model, events: Sequence[Event]) -> Mapping[str, float]:
+    """Divide class logits of particles by the temperature that those of events that are matched ask for.
+
+    It goes into the weights of the last layer. The order of a query's classes stays.
+
+    Returns:
+        The temperature, and the expected calibration error on these events before and after.
+    """
+    assert model.particle is not None
+    parts = [matched_classes(*one) for one in find_instances(model, "particle", events)]
+    logits = torch.cat([part[0] for part in parts]).clamp(min=torch.finfo(torch.float32).tiny).log()
+    label = torch.cat([part[1] for part in parts]).numpy()
+    temperature = fit_temperature(logits.numpy(), label)
+    for weights in model.particle.class_out.parameters():
+        weights.div_(temperature)
+    before, after = (calibration((logits / t).softmax(1).numpy(), label).error for t in (1.0, temperature))
+    return {"class_temperature": temperature, "class_ece_before": before, "class_ece": after}
 
 
 def cell_values(pyramid: Pyramid, of_point: Tensor) -> Tensor:
@@ -119,12 +117,13 @@ def find_instances(
         lengths = batch.start.diff().tolist()
         columns = (getattr(batch, what), batch.species.clamp(min=0) * (what == "particle"), batch.energy)
         parts = zip(*(torch.split(column, lengths) for column in columns), strict=True)
-        pyramid = model.encoder(batch.to(device))
-        found = head_of(model, what)(pyramid)
+        seen = model.find(batch.to(device), (what,))
+        found = seen.particle if what == "particle" else seen.interaction
+        assert found is not None
         position = torch.split(batch.position, lengths)
-        motif = (
-            [None] * len(lengths) if model.semantic is None else torch.split(model.semantic(pyramid).argmax(1), lengths)
-        )
+        motif: Sequence[Tensor | None] = [None] * len(lengths)
+        if seen.logits is not None:
+            motif = torch.split(seen.logits.argmax(1), lengths)
         for one, place, of_motif, (truth, kind, energy) in zip(found, position, motif, parts, strict=True):
             chosen = select(one, place, of_motif, n_things(what), config)
             owner = chosen.owner.cpu().numpy()

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import overload
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +15,10 @@ from larpanda.model.bundle import Model
 from larpanda.model.semantic import SemanticHead, SemanticLossConfig, semantic_loss
 from larpanda.model.unet import UResNet
 from larpanda.parallel import total
+from larpanda.train.frozen import FrozenBatches, FrozenEvents
 from larpanda.train.probing import features
 from larpanda.train.supervised import packs
 from larpanda.train.tasks import Losses
-
-KEPT_BYTES = 4 << 30  # of frozen features, about 1,500 events of `nano`
 
 
 def motif_losses(logits: Tensor, motif: Tensor, config: SemanticLossConfig) -> Losses:
@@ -64,10 +62,22 @@ class LabelledFeatures:
     def __len__(self) -> int:
         return len(self.motif)
 
+    @classmethod
+    @torch.no_grad()
+    def of(cls, encoder: Encoder | UResNet, min_energy_mev: float, event: Event) -> "LabelledFeatures":
+        """Those of an event under an encoder."""
+        visible = event.visible(min_energy_mev)[0]
+        return cls(features(encoder, [visible]).half(), visible.motif)
+
     @property
     def n_points(self) -> int:
         """Points of all events."""
         return len(self)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that they take."""
+        return self.x.nbytes + self.motif.nbytes
 
     def to(self, device: torch.device) -> "LabelledFeatures":
         """The same on a device."""
@@ -79,60 +89,16 @@ class LabelledFeatures:
         return cls(torch.cat([part.x for part in parts]), torch.cat([part.motif for part in parts]))
 
 
-class FrozenEvents(Sequence[LabelledFeatures]):
-    """The up-cast features of events under a frozen encoder, made when first asked for and kept as memory allows."""
-
-    def __init__(self, encoder: Encoder | UResNet, events: Sequence[Event], min_energy_mev: float) -> None:
-        self._encoder, self._events, self._min_energy_mev = encoder, events, min_energy_mev
-        self._kept: dict[int, LabelledFeatures] = {}
-        self._room = KEPT_BYTES
-
-    def __len__(self) -> int:
-        return len(self._events)
-
-    @overload
-    def __getitem__(self, index: int) -> LabelledFeatures: ...
-    @overload
-    def __getitem__(self, index: slice) -> "FrozenEvents": ...
-    def __getitem__(self, index: int | slice) -> "LabelledFeatures | FrozenEvents":
-        if isinstance(index, slice):
-            return FrozenEvents(self._encoder, self._events[index], self._min_energy_mev)
-        index = range(len(self))[index]
-        if index not in self._kept:
-            event = self._events[index].visible(self._min_energy_mev)[0]
-            made = LabelledFeatures(features(self._encoder, [event]).half(), event.motif)
-            size = made.x.nbytes + made.motif.nbytes
-            if size > self._room:  # made again each time: the result is the same
-                return made
-            self._room -= size
-            self._kept[index] = made
-        return self._kept[index]
-
-
-class FeatureBatches:
-    """Lays the features of events end to end; nothing about them is random."""
-
-    def size(self, event: LabelledFeatures) -> int:
-        """Its own."""
-        return len(event)
-
-    def __call__(
-        self, events: Sequence[LabelledFeatures], rngs: Sequence[np.random.Generator], progress: float
-    ) -> LabelledFeatures:
-        """Make the input of a step."""
-        return LabelledFeatures.pack(events)
-
-
 class LinearSemantic:
     """Motifs by a linear layer on frozen features (paper section 3.5, linear): an event's features are made once."""
 
-    def __init__(self, model: Model, loss: SemanticLossConfig, validation: FrozenEvents) -> None:
+    def __init__(self, model: Model, loss: SemanticLossConfig, validation: FrozenEvents[LabelledFeatures]) -> None:
         """Learn the linear layer of a model's semantic head, which has no decoder. validation: with truth."""
         assert model.semantic is not None
         assert model.semantic.decoder is None
         self.model, self.config, self.validation = model, loss, validation
         self.linear = model.semantic.linear
-        self.batch = FeatureBatches()
+        self.batch = FrozenBatches()
 
     def loss(self, batch: LabelledFeatures, progress: float) -> Losses:
         """Of the layer's logits of a batch."""

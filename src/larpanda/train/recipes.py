@@ -222,8 +222,26 @@ def nano_interaction() -> FinetuneConfig:
     return replace(nano_particle(), model=ModelConfig(NANO_ENCODER, interaction=head))
 
 
+def nano_fragments() -> FinetuneConfig:
+    """Particles and interactions put together from fragments, on a frozen model with motifs: what is shipped."""
+    head = PanopticConfig(classes=len(Species), channels=96, fragments=True)
+    return FinetuneConfig(
+        model=ModelConfig(
+            NANO_ENCODER,
+            nano_semantic().model.semantic,
+            head,
+            replace(head, queries=12, classes=1),
+        ),
+        steps=6000,
+        batch_events=32,
+        mode="decoder",
+        optim=OptimConfig(lr=1e-3),
+        save_every=200,
+    )
+
+
 def nano() -> FinetuneConfig:
-    """All three heads and the encoder at once: what is shipped."""
+    """All three heads and the encoder at once; the encoder and the motifs of it are shipped."""
     made = nano_semantic()
     model = replace(
         made.model, particle=nano_particle().model.particle, interaction=nano_interaction().model.interaction
@@ -234,6 +252,7 @@ def nano() -> FinetuneConfig:
 
 FINETUNE = {
     "nano": nano,
+    "nano_fragments": nano_fragments,
     "nano_semantic": nano_semantic,
     "nano_particle": nano_particle,
     "nano_interaction": nano_interaction,

@@ -15,8 +15,6 @@ from larpanda.parallel import world
 from larpanda.train.probing import ProbeConfig, probe_motifs
 from larpanda.train.watch import CollapseWatch
 
-KEPT_BYTES = 4 << 30  # of frozen features, about 1,500 events of `nano`
-
 
 @dataclass(frozen=True, slots=True)
 class Losses:
