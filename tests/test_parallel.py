@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -86,3 +88,32 @@ def test_alone_all_of_it_does_nothing(monkeypatch):
         assert parameter.grad is None
         assert parallel.on_first(lambda: 3) == 3
         assert np.isclose(parallel.total(torch.tensor(2.0)), 2.0)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_does_not_grow_with_the_shapes_that_were_seen():
+    """oneDNN keeps 1,024 kernels by itself; a process of its own, since it decides at the first product."""
+    code = """
+import torch
+import larpanda
+
+def memory():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1]) / 1024
+
+def see(n):
+    for _ in range(n):
+        size = int(torch.randint(100, 900, (), generator=rng))
+        voxel = torch.randint(300, 340, (size, 3), generator=rng).unique(dim=0)
+        model.features(larpanda.Event.from_arrays(voxel, torch.ones(len(voxel))))
+
+torch.set_num_threads(1)
+rng = torch.Generator().manual_seed(0)
+model = larpanda.load("nano")
+see(40)
+before = memory()
+see(160)
+print(memory() - before)
+"""
+    environment = {name: value for name, value in os.environ.items() if "ONEDNN" not in name}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 15, "MB"

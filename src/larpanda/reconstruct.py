@@ -35,13 +35,12 @@ from larpanda.model.bundle import Bundle, What, load_bundle
 from larpanda.model.panoptic import Instances
 from larpanda.model.selection import INTERACTIONS, PARTICLES, Selected, select
 from larpanda.model.tiles import cut, stitch
-from larpanda.parallel import give_back_memory, pick_device
+from larpanda.parallel import pick_device
 from larpanda.publish import publishing
 
 Result = TypeVar("Result")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DETECTOR = Detector()
-TRIM_EVENTS = 50  # after which free memory goes back to the system: every event has other sizes
 MIN_POINTS = 2  # fewer above threshold, and an event is too small for particles
 
 
@@ -387,8 +386,6 @@ def reconstruct_file(
         with TableWriter(out, stem, {**provenance, "input_sha256": source.sha256}, **wanted) as writer:
             for done, entry in enumerate(entries):
                 tell(done, len(entries))
-                if done % TRIM_EVENTS == 0:
-                    give_back_memory()
                 status = _one(events, entry, path, reconstructor, config.detector, writer)
                 counts[status.value] = counts.get(status.value, 0) + 1
         if config.hdf5:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from larpanda.data.stream import Stream
-from larpanda.parallel import give_back_memory, joined, on_first, rank, sum_gradients, total, world
+from larpanda.parallel import joined, on_first, rank, sum_gradients, total, world
 from larpanda.train.checkpoint import Checkpoints, NoCheckpointError, State, share_state
 from larpanda.train.fault import fault_point
 from larpanda.train.journal import Journal, logged_steps
@@ -185,8 +185,6 @@ def fit(
                         f"{checkpoints.folder} has the last good state"
                     )
                 say(f"{trouble}; not taken ({state.skipped} so far)")
-            if done % SAY_EVERY == 0:
-                give_back_memory()
             line = f"step {done}/{config.steps}  loss {summed['loss']:.4f}  {seconds:.2f} s a step"
             if live is not None:
                 live(f"{line}  {timedelta(seconds=round(to_go))} to go")
