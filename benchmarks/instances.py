@@ -32,9 +32,9 @@ from larpanda.evaluate.clustering import Overlap, overlap, rand_index
 from larpanda.evaluate.summary import clustering
 from larpanda.event import Event, Motif, PointBatch, Species
 from larpanda.model.bundle import Model, load_bundle
-from larpanda.model.selection import AS_PUBLISHED, INTERACTIONS, PARTICLES
+from larpanda.model.selection import AS_PUBLISHED, INTERACTIONS, PARTICLES, n_things
 from larpanda.sparse.pieces import TOUCHING
-from larpanda.train.instances import instance_tables, n_things
+from larpanda.train.instances import instance_tables
 
 What = Literal["particle", "interaction"]
 LEVELS: tuple[What, ...] = ("particle", "interaction")

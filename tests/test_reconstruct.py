@@ -15,7 +15,7 @@ import larpanda
 from larpanda.event import UNKNOWN, Event, Status
 from larpanda.model.bundle import Bundle, Model, save_bundle
 from larpanda.model.panoptic import PanopticConfig
-from larpanda.model.selection import select
+from larpanda.model.selection import select_all
 from larpanda.reconstruct import FileConfig, Reconstructor, reconstruct_file
 
 GEANT4 = Path(__file__).parent / "data" / "geant4_20_v3extra.h5"
@@ -222,10 +222,10 @@ def test_particles_and_interactions_are_what_their_rows_say(panoptic, make_cloud
 def test_an_event_that_uses_all_queries_says_so(panoptic, make_cloud, monkeypatch):
     event = make_cloud(150)
 
-    def used(found, position, motif, things, config):
-        return replace(select(found, position, motif, things, config), all_used=things > 1)
+    def used(found, what, points):
+        return [replace(one, all_used=what == "particle") for one in select_all(found, what, points)]
 
-    monkeypatch.setattr("larpanda.reconstruct.select", used)
+    monkeypatch.setattr("larpanda.reconstruct.select_all", used)
     result = panoptic.reconstruct(event)
     assert result.status == Status.TRUNCATED_QUERIES
     assert result.reason == "all queries for particles are used; there may be more"

@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 
 from larpanda.data.generate import generate
-from larpanda.event import UNKNOWN, Event, PointBatch, Species
+from larpanda.event import UNKNOWN, Event, PointBatch
 from larpanda.model.backbone import CURVE_DEPTH, Encoder, EncoderConfig, Pyramid, for_inference
-from larpanda.model.bundle import Model, ModelConfig
+from larpanda.model.bundle import INSTANCES, Model, ModelConfig
 from larpanda.model.panoptic import PanopticHead
-from larpanda.model.selection import INTERACTIONS, PARTICLES, select
+from larpanda.model.selection import select_all
 from larpanda.model.semantic import SemanticConfig
 from larpanda.parallel import pick_device
 from larpanda.reconstruct import DTYPES
@@ -218,15 +218,8 @@ def _heads(case: Case, batches: Sequence[PointBatch]) -> list[Row]:
 
     def instances(batch: PointBatch) -> None:
         found = model.find(batch)
-        assert found.logits is not None
-        lengths = batch.start.diff().tolist()
-        places, motif = torch.split(batch.position, lengths), torch.split(found.logits.argmax(1), lengths)
-        for of_events, things, config in (
-            (found.particle, len(Species), PARTICLES),
-            (found.interaction, 1, INTERACTIONS),
-        ):
-            for one, place, of_motif in zip(of_events or [], places, motif, strict=True):
-                select(one, place, of_motif, things, config)
+        for what in INSTANCES:
+            select_all(found, what, batch)
 
     ways: dict[str, Callable[[PointBatch], object]] = {
         f"{case.size}: encoder and linear layer": motifs,

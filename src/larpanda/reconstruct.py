@@ -33,7 +33,7 @@ from larpanda.event import (
 from larpanda.model.backbone import Pyramid, for_inference
 from larpanda.model.bundle import Bundle, What, load_bundle
 from larpanda.model.panoptic import Instances
-from larpanda.model.selection import INTERACTIONS, PARTICLES, Selected, select
+from larpanda.model.selection import Selected, select_all
 from larpanda.model.tiles import cut, stitch
 from larpanda.parallel import pick_device
 from larpanda.publish import publishing
@@ -181,15 +181,9 @@ class Reconstructor:
         """What every head says of one event: one encoder pass for all of them."""
         found = self.model.find(points)
         assert found.logits is not None
-        motif = found.logits.argmax(1)
-        chosen = [
-            None if one is None else select(one[0], points.position, motif, things, config)
-            for one, things, config in (
-                (found.particle, len(Species), PARTICLES),
-                (found.interaction, 1, INTERACTIONS),
-            )
-        ]
-        return _Found(found.logits, *chosen)
+        particle = None if found.particle is None else select_all(found, "particle", points)[0]
+        interaction = None if found.interaction is None else select_all(found, "interaction", points)[0]
+        return _Found(found.logits, particle, interaction)
 
     def _interactions(
         self, found: "_Found | None", event: Event, row_point: Tensor

@@ -29,6 +29,7 @@ from larpanda.evaluate.segmentation import segmentation
 from larpanda.evaluate.summary import clustering
 from larpanda.event import Motif, Species
 from larpanda.model.bundle import Model, load_bundle
+from larpanda.model.selection import n_things
 from larpanda.results import (
     HEADLINE,
     PAIRED,
@@ -43,7 +44,7 @@ from larpanda.results import (
     write_result,
 )
 from larpanda.train.finetune import finetune
-from larpanda.train.instances import instance_tables, n_things
+from larpanda.train.instances import instance_tables
 from larpanda.train.motifs import motif_tables
 from larpanda.train.pretrain import pretrain
 from larpanda.train.recipes import FINETUNE, PRETRAIN, FinetuneConfig, PretrainConfig

@@ -27,6 +27,7 @@ from larpanda.model.unet import UResNet, UResNetConfig
 from larpanda.publish import sync
 
 What = Literal["particle", "interaction"]
+INSTANCES: tuple[What, ...] = ("particle", "interaction")
 FORMAT = 1
 SHIPPED = Path(__file__).parent.parent / "models"
 
@@ -66,7 +67,7 @@ class Model(nn.Module):
             raise ValueError("a head that looks at fragments needs one for motifs, of which fragments are made")
         return (FragmentHead if config.fragments else PanopticHead)(config, self.config.encoder)
 
-    def find(self, points: PointBatch, what: Sequence[What] = ("particle", "interaction")) -> "Found":
+    def find(self, points: PointBatch, what: Sequence[What] = INSTANCES) -> "Found":
         """What the heads say of a batch, in one pass of the encoder; ``what`` is asked of those that there are."""
         pyramid = self.encoder(points)
         logits = None if self.semantic is None else self.semantic(pyramid)

@@ -6,6 +6,7 @@ neither is done.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from larpanda.event import UNKNOWN, VOXEL_CM
+from larpanda.event import UNKNOWN, VOXEL_CM, PointBatch, Species
+from larpanda.model.bundle import Found, What
 from larpanda.model.panoptic import Instances
 from larpanda.sparse.pieces import pieces, touching
 
@@ -60,6 +62,34 @@ class Selected:
         """The same on the CPU."""
         of = (self.owner.cpu(), self.query.cpu(), self.kind.cpu(), self.score.cpu(), self.class_probability.cpu())
         return Selected(*of, self.all_used)
+
+
+def n_things(what: What) -> int:
+    """How many classes are instances: the species, or one kind of interaction."""
+    return len(Species) if what == "particle" else 1
+
+
+def select_all(found: Found, what: What, points: PointBatch, config: SelectConfig | None = None) -> list[Selected]:
+    """The instances of every event of a batch, of a head that was asked.
+
+    Args:
+        found: what the heads say of the batch.
+        what: which of them.
+        points: the batch.
+        config: how; None: PARTICLES or INTERACTIONS.
+    """
+    config = config or (PARTICLES if what == "particle" else INTERACTIONS)
+    of_events = found.particle if what == "particle" else found.interaction
+    assert of_events is not None
+    lengths = points.start.diff().tolist()
+    motifs: Sequence[Tensor | None] = [None] * len(lengths)
+    if found.logits is not None:
+        motifs = torch.split(found.logits.argmax(1), lengths)
+    places = torch.split(points.position, lengths)
+    return [
+        select(one, place, motif, n_things(what), config)
+        for one, place, motif in zip(of_events, places, motifs, strict=True)
+    ]
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ import torch
 from larpanda import __version__
 from larpanda.data.stream import drawn
 from larpanda.event import UNKNOWN, Event, Motif
-from larpanda.model.bundle import Model, What, load_bundle, save_bundle
+from larpanda.model.bundle import INSTANCES, Model, What, load_bundle, save_bundle
 from larpanda.model.panoptic import PanopticConfig, PanopticHead
 from larpanda.model.semantic import SemanticConfig
 from larpanda.parallel import rank
@@ -25,7 +25,6 @@ from larpanda.train.motifs import LabelledFeatures, LinearSemantic, Motifs
 from larpanda.train.recipes import FinetuneConfig
 from larpanda.train.supervised import Head, Objective, Supervised
 
-INSTANCES: tuple[What, ...] = ("particle", "interaction")
 HEADS: tuple[Head, ...] = ("semantic", *INSTANCES)
 ENOUGH_EVENTS = 10  # of a motif: a bootstrap over fewer says little
 

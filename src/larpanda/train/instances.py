@@ -10,20 +10,15 @@ from torch import Tensor
 from larpanda.evaluate.calibration import calibration, fit_temperature
 from larpanda.evaluate.clustering import Overlap, matches, overlap
 from larpanda.evaluate.summary import clustering
-from larpanda.event import UNKNOWN, Event, PointBatch, Species
+from larpanda.event import UNKNOWN, Event, PointBatch
 from larpanda.model.backbone import Pyramid
 from larpanda.model.bundle import Model, What
 from larpanda.model.matching import SetLossConfig, Truth, set_loss
 from larpanda.model.panoptic import PanopticHead
-from larpanda.model.selection import INTERACTIONS, PARTICLES, SelectConfig, select
+from larpanda.model.selection import SelectConfig, n_things, select_all
 from larpanda.parallel import total
 from larpanda.train.supervised import packs
 from larpanda.train.tasks import Losses
-
-
-def n_things(what: What) -> int:
-    """How many classes are instances: the species, or one kind of interaction."""
-    return len(Species) if what == "particle" else 1
 
 
 class Instances:
@@ -112,20 +107,13 @@ def find_instances(
         The table, and [P, C] the probabilities of the classes of its predicted instances.
     """
     device = next(model.parameters()).device
-    config = config or (PARTICLES if what == "particle" else INTERACTIONS)
     for batch in packs(events, model.config.min_energy_mev):
         lengths = batch.start.diff().tolist()
         columns = (getattr(batch, what), batch.species.clamp(min=0) * (what == "particle"), batch.energy)
         parts = zip(*(torch.split(column, lengths) for column in columns), strict=True)
-        seen = model.find(batch.to(device), (what,))
-        found = seen.particle if what == "particle" else seen.interaction
-        assert found is not None
-        position = torch.split(batch.position, lengths)
-        motif: Sequence[Tensor | None] = [None] * len(lengths)
-        if seen.logits is not None:
-            motif = torch.split(seen.logits.argmax(1), lengths)
-        for one, place, of_motif, (truth, kind, energy) in zip(found, position, motif, parts, strict=True):
-            chosen = select(one, place, of_motif, n_things(what), config)
+        on_device = batch.to(device)
+        selected = select_all(model.find(on_device, (what,)), what, on_device, config)
+        for chosen, (truth, kind, energy) in zip(selected, parts, strict=True):
             owner = chosen.owner.cpu().numpy()
             kinds = np.append(chosen.kind.cpu().numpy(), 0)
             table = overlap(truth.numpy(), owner, kind.numpy(), kinds[owner], energy.numpy())
