@@ -140,6 +140,11 @@ def test_numbers_for_programs_have_null_for_too_few(events):
     numbers = closures_as_json(closures(particles, True))
     assert set(numbers) == {species.name.lower() for species in Species}
     assert numbers["pion"]["energy"]["n"] < 5 or numbers["pion"]["energy"]["middle"] > 0
+    for species in numbers.values():
+        parts = species["energy_by_kinetic"]
+        assert sum(part["n"] for part in parts) == species["energy"]["n"]
+        assert [part["high_mev"] for part in parts[:-1]] == [part["low_mev"] for part in parts[1:]]
+        assert parts[-1]["high_mev"] is None
     assert numbers["electron"]["flipped"] == {"n": 0, "middle": None, "half_width": None}
     assert closures_as_json(closures(particles, False))["muon"]["energy"] == {
         "n": 0,

@@ -7,6 +7,7 @@ in the first besides is the grouping's. Knows no model.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ from larpanda.event import (
 LEAST_VOXELS = 5  # of a true particle above threshold, to be compared
 MATCH = 0.5  # intersection over union of voxels, above which a particle found is the true one: at most one is
 LONG_CM = 10.0  # of a track, for angles and ends
+KINETIC_MEV = (0.0, 50.0, 100.0, 200.0, 400.0, math.inf)
 AT_REST = 0.1  # a track went as far as its energy allows, to this share
 PI0_MASS_MEV = 134.977
 
@@ -245,6 +247,7 @@ class Closure:
     end_cm: Spread  # tracks
     length: Spread  # measured over true distance of start and end; tracks
     flipped: Spread  # share whose start is nearer to the true end than the true start; tracks
+    energy_by_kinetic: tuple[Spread, ...]  # as energy, of each part of true kinetic energies: KINETIC_MEV
 
 
 def closures(particles: Sequence[Comparison], on_truth: bool) -> list[Closure]:
@@ -277,6 +280,12 @@ def closures(particles: Sequence[Comparison], on_truth: bool) -> list[Closure]:
                 Spread.within([_gap(mine.end_cm, one.end_cm) for one, mine in tracks]),
                 Spread.of([mine.length_cm / max(_gap(one.end_cm, one.start_cm), VOXEL_CM) for one, mine in tracks]),
                 Spread(len(flips), float(np.mean(flips)) if len(flips) >= 5 else math.nan, math.nan),
+                tuple(
+                    Spread.of(
+                        [mine.energy_mev / one.kinetic_mev for one, mine in inside if low <= one.kinetic_mev < high]
+                    )
+                    for low, high in pairwise(KINETIC_MEV)
+                ),
             )
         )
     return result
@@ -407,10 +416,17 @@ def _axes(name: str, values: Numbers | tuple[float, float, float]) -> dict[str, 
     return {f"{name}_{axis}": float(value) for axis, value in zip("xyz", values, strict=True)}
 
 
-def closures_as_json(found: Sequence[Closure]) -> dict[str, dict[str, dict[str, float | int | None]]]:
+def closures_as_json(found: Sequence[Closure]) -> dict[str, dict[str, Any]]:
     """Species, quantity, numbers; null for fewer than 5 particles."""
     return {
-        one.species.name.lower(): {name: spread_as_json(getattr(one, name)) for name in _QUANTITIES} for one in found
+        one.species.name.lower(): {
+            **{name: spread_as_json(getattr(one, name)) for name in _QUANTITIES},
+            "energy_by_kinetic": [
+                {"low_mev": low, "high_mev": high if math.isfinite(high) else None, **spread_as_json(part)}
+                for (low, high), part in zip(pairwise(KINETIC_MEV), one.energy_by_kinetic, strict=True)
+            ],
+        }
+        for one in found
     }
 
 
@@ -419,13 +435,14 @@ def spread_as_json(one: Spread) -> dict[str, float | int | None]:
     return {key: None if isinstance(v, float) and math.isnan(v) else v for key, v in asdict(one).items()}
 
 
-_QUANTITIES = [one.name for one in fields(Closure) if one.name != "species"]
+_QUANTITIES = [one.name for one in fields(Closure) if one.name not in ("species", "energy_by_kinetic")]
 CONVENTIONS: Mapping[str, str] = {
     "kinematics": "true particles of 5 voxels or more above threshold; reco_on_truth: measured on their own voxels; "
     "reco: on those of the particle found with IoU > 0.5; n particles, middle the median and half_width half of the "
     "central 68 %, or middle alone a quantile or share; null for fewer than 5",
     "energy": "measured over true kinetic energy of particles contained in truth and by their voxels; energy_at_rest: "
-    "tracks of them that came to rest; by_range, calo: by range and by calorimetry alone; calo_uncontained: of others",
+    "tracks of them that came to rest; by_range, calo: by range and by calorimetry alone; calo_uncontained: of others; "
+    "energy_by_kinetic: energy, in parts of the true kinetic energy",
     "angle_degrees": "68 % of contained particles of 10 cm or more; so start_cm, end_cm (tracks), length (measured "
     "over true distance of start and end) and flipped (share that starts nearer to the true end)",
     "vertex_cm": "68 % of fiducial interactions where a track or electron begins; within_1_cm: share of them",
