@@ -215,3 +215,12 @@ def test_clusters_of_voxels_and_what_they_are_judged_by():
     assert instances.numbers([table], 5)["ari"][0] == 1.0
     assert instances.numbers([table], 5)["pq_any_class"][0] == 1.0
     assert instances.tuned([seen], "particle")[2] is False
+
+
+@pytest.mark.parametrize("target", ["config", "rows"])
+def test_any_bytes_are_taken_or_refused(target):
+    import fuzz
+
+    rng = np.random.default_rng(0)
+    taken = sum(fuzz.TARGETS[target](rng.bytes(int(rng.integers(0, 600)))) for _ in range(150))
+    assert 0 < taken < 150
