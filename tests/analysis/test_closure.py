@@ -164,3 +164,11 @@ def test_photons_of_a_pion_have_its_mass():
     masses = pi0_masses(particles, True)
     assert len(masses) >= 5
     assert np.median(masses) == pytest.approx(135, rel=0.25)
+
+
+def test_truth_without_ends_says_nothing_of_flips(events):
+    particles = [one for event in events for one in compared(event, None)[0]]
+    known = [replace(one, end_cm=one.end_cm * math.nan) for one in particles]
+    for with_ends, without in zip(closures(particles, True), closures(known, True), strict=True):
+        assert without.flipped.n == without.end_cm.n == without.length.n == 0
+        assert without.energy == with_ends.energy

@@ -266,7 +266,7 @@ def closures(particles: Sequence[Comparison], on_truth: bool) -> list[Closure]:
         track = species in RANGE_CM
         tracks = long if track else []
         gaps = [[_gap(mine.start_cm, end) for end in (one.start_cm, one.end_cm)] for one, mine in long]
-        flips = [float(first > second) for first, second in gaps] if track else []
+        flips = [float(first > second) for first, second in gaps if not math.isnan(second)] if track else []
         result.append(
             Closure(
                 species,
