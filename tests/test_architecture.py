@@ -19,7 +19,7 @@ BASE = frozenset({"config", "crew", "event", "sparse", "parallel", "publish"})
 LIBRARY = BASE | {"data", "model", "train", "evaluate", "reconstruct", "analysis", "display"}
 PROGRAMS = frozenset(
     {"archive", "bench", "doctor", "efficiency", "gallery", "jobs", "options", "progress", "report", "results", "runs"}
-    | {"findings", "study", "verbs"}
+    | {"atlas", "findings", "plates", "study", "verbs"}
 )
 MAY_IMPORT = {
     **dict.fromkeys(BASE, frozenset()),

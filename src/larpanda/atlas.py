@@ -30,29 +30,28 @@ class Counterpart:
     """What the paper's shows, and how ours differs."""
 
 
-_TASKS = {"semantic": "motifs", "particle": "particles", "interaction": "interactions"}
-_EXAMPLES = "two random and two poor of {} of PILArNet-M, by a model of 107 million weights; ours are of generated events."
-_SPEED = "an A100 and its memory, where {} images/s at most took {} GB; ours: a CPU, the whole process, smaller model."
+_INSTANCES = "two random and two poor ones of 1,000 of PILArNet-M, by 107 million weights. Ours: generated events."
+_SPEED = "images/s and memory of an A100, at most {} in {} GB. Ours: a smaller model on a CPU, and all of its process."
 FIGURES: Mapping[int, Counterpart] = {
     2: Counterpart(
         Embedding,
         "features of points",
-        "points of 1,000 images of PILArNet-M, encoder of 91 million weights; which points is not said. Ours: generated "
-        "events, 1.6 million weights, and random weights beside it.",
+        "points of 1,000 images of PILArNet-M (which ones is not said) by an encoder of 91 million weights. Ours: "
+        "generated events, 1.6 million weights, and random weights beside them.",
     ),
     5: Counterpart(
         Views,
         "views of an event",
-        "views of a PILArNet-M event. Ours: a generated event, both recipes, and above each view where it lies.",
+        "views of an event of PILArNet-M. Ours: a generated event, two recipes, and above each view where it lies.",
     ),
     11: Counterpart(
         Examples,
         "motifs, true and predicted",
-        "random events of PILArNet-M with their F1, by a model of 107 million weights; ours are of generated events, and "
-        "two are the worst.",
+        "random events of PILArNet-M with their F1, by 107 million weights. Ours: generated events, and two of "
+        "the four are the worst.",
     ),
-    12: Counterpart(Examples, "particles, true and predicted", _EXAMPLES.format("1,000 test events")),
-    13: Counterpart(Examples, "interactions, true and predicted", _EXAMPLES.format("1,000 test events")),
+    12: Counterpart(Examples, "particles, true and predicted", _INSTANCES),
+    13: Counterpart(Examples, "interactions, true and predicted", _INSTANCES),
     14: Counterpart(Throughput, "speed and memory, motifs", _SPEED.format("112.4", "2.2")),
     15: Counterpart(Throughput, "speed and memory, all heads", _SPEED.format("31.5", "3.0")),
 }
@@ -103,13 +102,13 @@ def write_atlas(out: Path, numbers: Sequence[int] = ()) -> str:
         path, paper = plate_path(out, number), FIGURES[number]
         plate = read_plate(path, paper.kind)
         try:
-            svg = plate_svg(plate)
+            svg, said = plate_svg(plate), caption(plate)
         except (ValueError, IndexError) as error:
             raise ValueError(f"{path}: cannot be drawn ({_short(error)}); {AGAIN}") from None
         publish_text(path.with_suffix(".svg"), svg + "\n")
         parts.append(
             f"## Figure {number}: {paper.title}\n\n![Figure {number}]({path.with_suffix('.svg').name})\n\n"
-            f"{caption(plate)} {_origin(plate.made)}\n\nThe paper's Figure {number}: {paper.differs}"
+            f"{said} {_origin(plate.made)}\n\nThe paper's Figure {number}: {paper.differs}"
         )
     text = "\n\n".join(parts)
     publish_text(out / PAGE, text + "\n")
@@ -120,39 +119,57 @@ def caption(plate: Plate) -> str:
     """What a figure shows, and of how many."""
     match plate:
         case Embedding():
-            motif = np.array(plate.motif)
-            same = [agreement(x, y, motif) for x, y in ((plate.x, plate.y), (plate.random_x, plate.random_y))]
-            return (
-                f"t-SNE of {len(plate.x):,} points of {plate.events:,} events, of each event a few of different motifs, "
-                "so that rare motifs are seen. Above the pre-trained encoder, below the same with random weights. Of the "
-                f"{NEAREST} nearest points of the map {100 * same[0]:.0f} % have the motif of the point itself, with "
-                f"random weights {100 * same[1]:.0f} %."
-            )
+            return _embedding_caption(plate)
         case Views():
-            recipes = " and ".join(f"`{recipe.recipe}`" for recipe in plate.recipes)
-            return (
-                f"Views of event {plate.entry}, {len(plate.z):,} voxels, by the recipes {recipes} at the end of their "
-                "mask schedule; z across, y up. Each recipe: where the view lies in the event, and below it the view. "
-                "Masked points are taken away from the student where the recipe says so, else moved and hidden."
-            )
+            return _views_caption(plate)
         case Examples():
-            score = plate.examples[0].scores[0].name
-            chosen = [sum(one.chosen == how for one in plate.examples) for how in ("random", "worst")]
-            return (
-                f"{_TASKS[plate.task].capitalize()} of {chosen[0]} random events and of the {chosen[1]} worst of "
-                f"{plate.judged} by {score}. Truth beside prediction, the image of 230 cm in cells of "
-                f"{plate.cell_voxels * VOXEL_MM:g} mm; of voxels behind one another the nearest is seen, in both the same."
-                + ("" if plate.task == "semantic" else " Grey: in none. What is found has the colour of its best match.")
-            )
+            return _examples_caption(plate)
         case Throughput():
-            passes, base = len(plate.speeds[0].events_per_s), np.mean([speed.base_mb for speed in plate.speeds])
-            what = "and motifs" if plate.heads == "semantic" else "motifs, particles and interactions, masks selected"
-            return (
-                f"Events a second (blue) and peak memory of the process (red) against batch size: encoder, {what}. Mean "
-                f"and standard deviation over {passes} passes; a pass is {plate.events} events in batches of that size, "
-                f"the same events for every size, median {plate.voxels:,} voxels. Each size in a process of its own, of "
-                f"whose memory {base:,.0f} MB are there before the first event; {plate.threads} thread(s)."
-            )
+            return _throughput_caption(plate)
+
+
+def _embedding_caption(plate: Embedding) -> str:
+    motif = np.array(plate.motif)
+    same, by_chance = (100 * agreement(x, y, motif) for x, y in ((plate.x, plate.y), (plate.random_x, plate.random_y)))
+    return (
+        f"t-SNE of {len(plate.x):,} points of {plate.events:,} events, of each event a few of different motifs, so "
+        "that rare ones are seen; above by the pre-trained encoder, below by the same with random weights. Of a "
+        f"point's {NEAREST} nearest in the map {same:.0f} % have its motif, with random weights {by_chance:.0f} %."
+    )
+
+
+def _views_caption(plate: Views) -> str:
+    recipes = " and ".join(
+        f"`{recipe.recipe}` (masked points: {'taken away' if recipe.removed else 'moved and hidden'})"
+        for recipe in plate.recipes
+    )
+    return (
+        f"Views of event {plate.entry}, {len(plate.z):,} voxels, by the recipes {recipes}, masks as at the end of "
+        "training; z across, y up. Upper rows: where a view lies in the event. Lower rows: the view, turned and "
+        "centred, as the encoder gets it."
+    )
+
+
+def _examples_caption(plate: Examples) -> str:
+    chosen = [sum(one.chosen == how for one in plate.examples) for how in ("random", "worst")]
+    what = {"semantic": "Motifs", "particle": "Particles", "interaction": "Interactions"}[plate.task]
+    colors = "" if plate.task == "semantic" else " Grey: in none. What is found has the colour of its best match."
+    return (
+        f"{what} of {chosen[0]} random events, and of the {chosen[1]} worst of {plate.judged} by "
+        f"{plate.examples[0].scores[0].name}. The image of 230 cm in cells of {plate.cell_voxels * VOXEL_MM:g} mm; of "
+        f"voxels behind one another the nearest is seen, the same in truth and prediction.{colors}"
+    )
+
+
+def _throughput_caption(plate: Throughput) -> str:
+    heads = "motifs" if plate.heads == "semantic" else "motifs, particles and interactions, masks made to instances"
+    base = np.mean([speed.base_mb for speed in plate.speeds])
+    return (
+        f"Events a second (blue) and peak memory (red) against batch size: encoder, {heads}; threads: {plate.threads}. "
+        f"Mean and standard deviation over {len(plate.speeds[0].events_per_s)} passes; each is {plate.events} events "
+        f"in batches of that size, the same for all sizes, median {plate.voxels:,} voxels. Each size has a process of "
+        f"its own, which holds {base:,.0f} MB before the first event."
+    )
 
 
 def agreement(x: Sequence[float], y: Sequence[float], label: npt.NDArray[np.integer]) -> float:
@@ -175,8 +192,9 @@ def agreement(x: Sequence[float], y: Sequence[float], label: npt.NDArray[np.inte
 
 
 def _origin(made: Made) -> str:
-    model = "" if made.model is None else f" model `{made.model}` ({(made.weights_sha256 or '')[:12]}),"
-    return f"Events `{made.source}`,{model} seed {made.seed}; `{made.command}` on {made.machine}, larpanda {made.larpanda}."
+    model = f" model `{made.model}` ({made.weights_sha256[:12]})," if made.model and made.weights_sha256 else ""
+    how = f"`{made.command}` on {made.machine}, larpanda {made.larpanda}"
+    return f"Events `{made.source}`,{model} seed {made.seed}; {how}."
 
 
 def _short(error: object) -> str:

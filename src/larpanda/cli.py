@@ -113,7 +113,8 @@ def _parser() -> argparse.ArgumentParser:
     reading(one)
 
     one = verb("study", verbs.study, "larpanda study labels --out labels --workers 2")
-    one.add_argument("what", choices=["labels", "transfer"], help="F1 against labels; or against events seen")
+    what = "F1 against labels; or against events seen; or the paper's Figures 2, 5 and 11 to 15"
+    one.add_argument("what", choices=["labels", "transfer", "figures"], help=what)
     one.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder; goes on where it was stopped")
     for name, what in (("train", "to draw from"), ("select", "to choose by"), ("test", "to judge")):
         one.add_argument(f"--{name}", nargs="+", metavar="DATA", help=f"labelled events {what} (generated ones)")
@@ -121,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--size", default="nano", help="of the models: nano (default) or panda")
     one.add_argument("--workers", type=number, default=1, help="runs at a time (1)")
     one.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="e.g. labels=100,10 or seeds=0")
-    one.add_argument("--redraw", action="store_true", help="table and figure from the results alone")
+    one.add_argument("--redraw", action="store_true", help="tables and figures from the results alone")
 
     one = verb("evaluate", verbs.evaluate, "larpanda evaluate nano events.h5 --out evaluation")
     one.add_argument("bundle", metavar="BUNDLE", help="shipped name (nano), bundle folder or run folder")

@@ -283,7 +283,9 @@ def finetune(arguments: argparse.Namespace) -> int:
 
 
 def study(arguments: argparse.Namespace) -> int:
-    """What labels and pre-training are worth: the runs of a whole table, and its figure."""
+    """What labels and pre-training are worth: the runs of a whole table, and its figure; or the other figures."""
+    if arguments.what == "figures":
+        return _figures(arguments)
     from larpanda.config import override
     from larpanda.efficiency import write_labels, write_transfer
     from larpanda.progress import Progress
@@ -307,6 +309,23 @@ def study(arguments: argparse.Namespace) -> int:
             if failed:
                 raise OSError(f"{len(failed)} runs have no result; the same command makes them: {failed[0]}")
     print((write_labels if arguments.what == "labels" else write_transfer)(out))
+    return 0
+
+
+def _figures(arguments: argparse.Namespace) -> int:
+    """The paper's figures that need no training of ours."""
+    from larpanda.atlas import write_atlas
+    from larpanda.config import override
+    from larpanda.plates import FiguresConfig, make_figures
+    from larpanda.progress import Progress
+
+    if arguments.train or arguments.select or arguments.test:
+        raise ValueError("study figures generates its events; leave --train, --select and --test out")
+    config = override(FiguresConfig(encoder=arguments.encoder), arguments.set)
+    if not arguments.redraw:
+        with closing(Progress(arguments.quiet)) as progress:
+            make_figures(config, arguments.out, progress.say)
+    print(write_atlas(arguments.out, config.figures))
     return 0
 
 

@@ -5,7 +5,7 @@ Points are pictures within the SVG: a mark for each would take a hundred bytes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-Integers = tuple[int, ...]
-Numbers = tuple[float, ...]
+Integers: TypeAlias = tuple[int, ...]
+Numbers: TypeAlias = tuple[float, ...]
 RASTER_DPI = 200
 NO_LABEL = "#D0D0D0"
 SEEN, LOCAL, MASKED = "#0078B0", "#389800", "#E06010"  # of INSTANCE_COLORS
-AXES = {"zy": "z across, y up", "zx": "z across, x up"}
+DIRECTIONS = {"zy": "z across, y up", "zx": "z across, x up"}
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,10 @@ class Crop:
     """[M] place in the view, voxels."""
     y: Integers
     masked: Integers
-    """[M] 1: the student is not told what it is."""
+    """Rows of points that the student is not told of."""
 
     def __post_init__(self) -> None:
-        _check_lengths(self, "point", "z", "y", "masked")
+        _check_lengths(self, "point", "z", "y")
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,7 @@ class Views:
 
     def __post_init__(self) -> None:
         _check_lengths(self, "z", "y")
+        _check_some(self, "recipes")
         if any(point >= len(self.z) for recipe in self.recipes for crop in recipe.crops for point in crop.point):
             raise ValueError(f"a view has a point that is none of the event's {len(self.z)}")
 
@@ -162,6 +163,9 @@ class Examples:
     """Edge of a drawn cell."""
     examples: tuple[Example, ...]
 
+    def __post_init__(self) -> None:
+        _check_some(self, "examples")
+
 
 @dataclass(frozen=True)
 class BatchSpeed:
@@ -188,8 +192,11 @@ class Throughput:
     threads: int
     speeds: tuple[BatchSpeed, ...]
 
+    def __post_init__(self) -> None:
+        _check_some(self, "speeds")
 
-Plate = Embedding | Views | Examples | Throughput
+
+Plate: TypeAlias = Embedding | Views | Examples | Throughput
 
 
 def _check_lengths(one: object, *names: str) -> None:
@@ -197,6 +204,11 @@ def _check_lengths(one: object, *names: str) -> None:
     if len(set(lengths.values())) > 1:
         told = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise ValueError(f"lengths differ ({told}); expected one of each a point")
+
+
+def _check_some(one: object, name: str) -> None:
+    if not getattr(one, name):
+        raise ValueError(f"{name} are none; expected at least one")
 
 
 def plate_svg(plate: Plate) -> str:
@@ -239,10 +251,11 @@ def _views_svg(plate: Views) -> str:
     figure = _figure(1.5 * n, 3.2 * len(plate.recipes))
     rows = figure.subplots(2 * len(plate.recipes), n, squeeze=False)
     z, y = np.array(plate.z), np.array(plate.y)
-    middle = IMAGE_VOXELS / 2
+    ends = min(z.min(), y.min()) - 10, max(z.max(), y.max()) + 10
+    middle = IMAGE_VOXELS / 2  # of a view
     for i, recipe in enumerate(plate.recipes):
         places = np.concatenate([part for crop in recipe.crops for part in (crop.z, crop.y)])
-        half = max(np.abs(places - middle).max(initial=0), middle)  # a turned view may stand out of the image
+        half = 1.05 * np.abs(places - middle).max(initial=1.0)
         for j in range(n):
             where, view = rows[2 * i, j], rows[2 * i + 1, j]
             if j >= len(recipe.crops):
@@ -250,13 +263,14 @@ def _views_svg(plate: Views) -> str:
                 view.axis("off")
                 continue
             crop = recipe.crops[j]
-            point, masked = np.array(crop.point, np.int64), np.array(crop.masked, bool)
+            point = np.array(crop.point, np.int64)
+            masked = np.isin(np.arange(len(point)), crop.masked)
             color = np.where(masked, MASKED, LOCAL if crop.kind == "local" else SEEN)
-            _dots(where, [*z, *z[point]], [*y, *y[point]], [*[NO_LABEL] * len(z), *color], 0.7)
-            shown = ~masked if recipe.removed else np.ones(len(masked), bool)
-            _dots(view, np.array(crop.z)[shown], np.array(crop.y)[shown], color[shown], 0.7)
+            _dots(where, [*z, *z[point]], [*y, *y[point]], [*[NO_LABEL] * len(z), *color], 1.0)
+            shown = ~masked | (not recipe.removed)
+            _dots(view, np.array(crop.z)[shown], np.array(crop.y)[shown], color[shown].tolist(), 1.0)
             where.set_title(crop.kind, fontsize=8)
-            _frame(where, 0, IMAGE_VOXELS)
+            _frame(where, *ends)
             _frame(view, middle - half, middle + half)
         rows[2 * i, 0].set_ylabel(f"{recipe.recipe}\nin the event", fontsize=8)
         rows[2 * i + 1, 0].set_ylabel("as it is seen", fontsize=8)
@@ -270,7 +284,7 @@ def _examples_svg(plate: Examples) -> str:
     """A row an event, truth beside prediction in each projection."""
     n = max(len(example.projections) for example in plate.examples)
     figure = _figure(4.6 * n, 2.55 * len(plate.examples) + 0.3)
-    parts = np.atleast_1d(figure.subfigures(len(plate.examples), 1))
+    parts = figure.subfigures(len(plate.examples), 1, squeeze=False)[:, 0]
     cells = IMAGE_VOXELS / plate.cell_voxels
     for part, example in zip(parts, plate.examples, strict=True):
         scores = ", ".join(f"{score.name} {score.value:.3f}" for score in example.scores)
@@ -280,7 +294,9 @@ def _examples_svg(plate: Examples) -> str:
             for panel, name in zip(pair, ("true", "found"), strict=True):
                 colors = _colors(getattr(projection, name), plate.task)
                 _dots(panel, projection.across, projection.up, colors, 1.0)
-                panel.set_xlabel(f"{'truth' if name == 'true' else 'prediction'}, {AXES[projection.axes]}", fontsize=7)
+                panel.set_xlabel(
+                    f"{'truth' if name == 'true' else 'prediction'}, {DIRECTIONS[projection.axes]}", fontsize=7
+                )
                 _frame(panel, 0, cells)
     if plate.task == "semantic":
         figure.legend(handles=_motif_marks(), loc="outside lower center", ncols=5, fontsize=8, frameon=False)
@@ -304,8 +320,8 @@ def _throughput_svg(plate: Throughput) -> str:
     left.set_xlabel("events in a batch")
     left.set_ylabel("events/s", color=INSTANCE_COLORS[0])
     right.set_ylabel("peak memory, MB", color=INSTANCE_COLORS[3])
-    left.set_ylim(bottom=0)
-    right.set_ylim(bottom=0)
+    left.set_ylim(0, 1.1 * max(np.add(mean, deviation)))
+    right.set_ylim(0, 1.1 * max(peak))
     left.grid(color="#E4E4E4", linewidth=0.6)
     for panel in (left, right):
         panel.spines[["top"]].set_visible(False)
@@ -319,7 +335,8 @@ def _figure(width: float, height: float) -> "Figure":
 
 
 def _dots(panel: "Axes", x: npt.ArrayLike, y: npt.ArrayLike, colors: Sequence[str], size: float) -> None:
-    panel.scatter(x, y, s=size, c=list(colors), linewidths=0, rasterized=True)
+    # smooth edges would make the files three times as large
+    panel.scatter(x, y, s=size, c=list(colors), linewidths=0, rasterized=True, antialiased=False)
 
 
 def _frame(panel: "Axes", low: float | None = None, high: float | None = None) -> None:

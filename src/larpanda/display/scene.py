@@ -183,8 +183,8 @@ def _found(event: Event, reconstruction: Reconstruction) -> Json:
     }
     if event.has_truth:
         found["agreement"] = _agreement(event.motif.numpy(), reconstruction.motif.numpy())
-        found["particle_color"] = _matched(event.particle.numpy(), reconstruction.particle.numpy())
-        found["interaction_color"] = _matched(event.interaction.numpy(), reconstruction.interaction.numpy())
+        found["particle_color"] = matched_colors(event.particle.numpy(), reconstruction.particle.numpy())
+        found["interaction_color"] = matched_colors(event.interaction.numpy(), reconstruction.interaction.numpy())
     return found
 
 
@@ -231,8 +231,13 @@ def _agreement(truth: Integers, found: Integers) -> Json:
     return {"accuracy": float((truth == found).mean()), "f1": f1, "macro_f1": sum(present) / len(present)}
 
 
-def _matched(truth: Integers, found: Integers) -> Json:
-    """[id, colour] of each instance found: that of the true one it shares most voxels with, if no other has it."""
+def matched_colors(truth: Integers, found: Integers) -> list[tuple[int, int]]:
+    """(id, colour) of each instance found: that of the true one it shares most voxels with, if no other has it.
+
+    Args:
+        truth: [N] numbers of true instances, which are their colours; UNKNOWN for none.
+        found: [N] ids of those found, likewise.
+    """
     both = (truth >= 0) & (found >= 0)
     base = int(found.max(initial=0)) + 1
     pairs, overlap = np.unique(truth[both] * base + found[both], return_counts=True)
@@ -248,7 +253,7 @@ def _matched(truth: Integers, found: Integers) -> Json:
         if mine not in color:
             color[mine] = fresh
             fresh += 1
-    return [[mine, index] for mine, index in color.items()]
+    return list(color.items())
 
 
 def _relative_size(energy: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
