@@ -88,13 +88,15 @@ def reconstruct_files(
         A report for each file of the shard, as it ends: first those that were done before.
 
     Raises:
-        ValueError: two files would write the same tables; or one is done by another model or with other settings.
+        ValueError: two files would write the same tables; one is done by another model or with other settings; or the
+            bundle has no head for motifs.
         OSError: the folder cannot be written.
     """
     _check_stems(files)
     i, n = config.shard
     mine = list(dict.fromkeys(files))[i::n]
     model = _model(config.bundle, config.device, config.dtype, config.max_points)
+    model.require("semantic")
     provenance = json.loads(json.dumps(provenance_of(model, config.files)))
     config.out.mkdir(parents=True, exist_ok=True)
     reports = {}
@@ -132,7 +134,8 @@ def _reports(
             tasks, _work, config.workers, patience_s=config.patience_s, tries=TRIES, told=lambda t, w: told(t[0], *w)
         )
         for outcome in done:
-            yield FileReport(outcome.task[0], outcome.result, outcome.error)
+            file = outcome.task[0]  # which an error of its own names
+            yield FileReport(file, outcome.result, f"{file}: {outcome.error}" if outcome.ending else outcome.error)
 
 
 def _work(task: tuple[str, ArchiveConfig], tell: Callable[[Any], None]) -> Manifest:

@@ -16,7 +16,7 @@ from torch import Tensor
 VOXEL_MM = 3.0
 VOXEL_CM = 0.3
 IMAGE_VOXELS = 768  # per axis; the cube of PILArNet-M, 230.4 cm
-MIN_ENERGY_MEV = 0.13  # the model sees voxels above this, strictly (paper section 3.1.1)
+MIN_ENERGY_MEV = 0.13  # the model sees voxels above this, strictly (paper section 3.4)
 MAX_POINTS = (
     200_000  # of an event in one pass, 3 GB with the large model: more are seen in tiles; PILArNet-M has 20,000
 )

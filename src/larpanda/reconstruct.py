@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, cast, overload
+from typing import Any, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
@@ -93,10 +93,14 @@ class Reconstructor:
         Raises:
             ValueError: the event has impossible energies or positions, or the bundle no semantic head.
         """
-        head = self.model.semantic
-        if head is None:
-            self._no_head("semantic")
-        return _each(event, lambda e: self._rows(e, len(Motif), lambda points: head(self.model.encoder(points))))
+        self.require("semantic")
+
+        def see(points: PointBatch) -> Tensor:
+            logits = self.model.find(points, ()).logits
+            assert logits is not None
+            return logits
+
+        return _each(event, lambda e: self._rows(e, len(Motif), see))
 
     @overload
     def instances(self, event: Event, what: str) -> Instances: ...
@@ -112,8 +116,7 @@ class Reconstructor:
         """
         if what not in ("particle", "interaction"):
             raise ValueError(f"instances of {what!r} are not known; expected 'particle' or 'interaction'")
-        if getattr(self.model, what) is None:
-            self._no_head(what)
+        self.require(what)
         return _each(event, lambda e: self._instances(e, cast(What, what)))
 
     @overload
@@ -122,8 +125,7 @@ class Reconstructor:
     def reconstruct(self, event: Sequence[Event]) -> list[Reconstruction]: ...
     def reconstruct(self, event: Event | Sequence[Event]) -> Reconstruction | list[Reconstruction]:
         """What is in an event, every row accounted for. An unusable event gets a status, not an error."""
-        if self.model.semantic is None:
-            self._no_head("semantic")
+        self.require("semantic")
         return _each(event, self._reconstruct)
 
     def _reconstruct(self, event: Event) -> Reconstruction:
@@ -257,7 +259,10 @@ class Reconstructor:
             return None, row_point
         return see(PointBatch.pack([visible]).to(self.device)), row_point
 
-    def _no_head(self, what: str) -> NoReturn:
+    def require(self, what: str) -> None:
+        """Raises ValueError if the model has no such head."""
+        if getattr(self.model, what) is not None:
+            return
         heads = [name for name in ("semantic", "particle", "interaction") if getattr(self.model, name) is not None]
         raise ValueError(
             f"bundle {self.name} has no {what} head (its heads: {', '.join(heads) or 'none'}); "

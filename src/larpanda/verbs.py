@@ -406,7 +406,7 @@ def demo(arguments: argparse.Namespace) -> int:
     print(table(result))
     where = out / "index.html"
     publish_text(where, page([shown(model, event) for event in events], "larpanda demo", summary(result, model)))
-    print(f"tables: {out / 'events_events.parquet'}, {out / 'events_voxels.parquet'}")
+    print(f"tables: {out / 'events_events.parquet'}, and of particles, interactions and voxels")
     print(f"numbers: {out / 'evaluation' / 'metrics.json'}")
     print(f"open in a browser: {where.resolve()}")
     return 0

@@ -10,7 +10,7 @@ from larpanda.event import Event, Motif, PointBatch
 from larpanda.model.bundle import Model, ModelConfig, load_bundle, save_bundle
 from larpanda.model.fragments import FragmentHead, Fragments, _relations
 from larpanda.model.panoptic import NO_MASK, PanopticConfig
-from larpanda.sparse.pieces import touching
+from larpanda.sparse.pieces import segments, touching
 
 CONFIG = PanopticConfig(queries=5, classes=5, channels=16, head_dim=8, blocks=2, fragments=True)
 
@@ -41,7 +41,7 @@ def fragments(model, batch):
     return *Fragments.of(batch, pyramid, logits), logits, pyramid
 
 
-def test_fragments_are_voxels_that_touch_and_have_one_motif(model, events):
+def test_fragments_are_voxels_that_touch_and_have_one_motif_and_tracks_are_divided(model, events):
     batch = PointBatch.pack(events)
     found, of_point, logits, pyramid = fragments(model, batch)
     motif = logits.argmax(1)
@@ -51,8 +51,9 @@ def test_fragments_are_voxels_that_touch_and_have_one_motif(model, events):
         mine = of_point[a:b]
         first, last = found.start[event : event + 2].tolist()
         assert sorted(set(mine.tolist()) - {-1}) == list(range(first, last))
-        group = np.where(motif[a:b] == Motif.LED, -1, motif[a:b])
-        piece = touching(batch.position[a:b].numpy(), group)
+        place, track = batch.position[a:b].numpy(), (motif[a:b] == Motif.TRACK).numpy()
+        piece = touching(place, np.where(motif[a:b] == Motif.LED, -1, motif[a:b]))
+        piece[track] = 1000 + segments(place[track])
         pairs = {(x, y) for x, y in zip(mine.tolist(), piece.tolist(), strict=True)}
         assert len(pairs) == len({x for x, _ in pairs}) == len({y for _, y in pairs})
     for i in range(len(found.shape)):

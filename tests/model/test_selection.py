@@ -134,7 +134,7 @@ def test_voxels_that_touch_vote_together():
 
 def test_two_tracks_in_one_mask_are_two_instances_of_its_class():
     track = torch.stack([torch.arange(40), torch.zeros(40), torch.zeros(40)], 1)
-    position = torch.cat([track, track[:30] + torch.tensor([0, 90, 0]), torch.tensor([[200.0, 0, 0]])])  # 27 cm apart
+    position = torch.cat([track, track[:30] + torch.tensor([0, 200, 0]), torch.tensor([[400.0, 0, 0]])])  # 60 cm apart
     mask = torch.full((2, 71), 8.0)
     mask[1] = NO_MASK
     kinds = torch.tensor([[0.0, 9.0, 0.0], [0.0, 0.0, 9.0]])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import label
 
-from larpanda.sparse.pieces import pieces, touching
+from larpanda.sparse.pieces import pieces, segments, touching
 
 
 def same_groups(a, b):
@@ -54,3 +54,58 @@ def test_groups_are_divided_each_on_its_own():
         alone = pieces(corner, 6.0)[1:]
         assert len(set(found[mine])) in (len(set(alone)), len(set(alone)) + 1)
     assert len({(a, b) for a, b in zip(found, group, strict=True)}) == len(set(found))
+
+
+def track(start, direction, length, rng, width=0.25):
+    """Voxels along a line, as a track of some width leaves them, and where they lie along it."""
+    direction = np.asarray(direction) / np.linalg.norm(direction)
+    along = np.arange(0.0, length, 0.2)
+    place = start + along[:, None] * direction + rng.normal(0, width, (len(along), 3))
+    return np.unique(np.round(place).astype(int), axis=0)
+
+
+def test_a_straight_track_is_one_segment():
+    rng = np.random.default_rng(0)
+    whole = 0
+    for _ in range(20):
+        line = track(rng.integers(100, 600, 3), rng.normal(size=3), 120, rng)
+        whole += np.bincount(segments(line)).max() > 0.97 * len(line)
+    assert whole >= 18  # of some a voxel in the middle is missing, and they touch no more
+
+
+@pytest.mark.parametrize("degrees", [30, 60, 90, 120])
+def test_tracks_of_one_vertex_are_told_apart(degrees):
+    rng = np.random.default_rng(degrees)
+    for _ in range(5):
+        first = rng.normal(size=3)
+        first /= np.linalg.norm(first)
+        across = np.cross(first, rng.normal(size=3))
+        across /= np.linalg.norm(across)
+        second = np.cos(np.radians(degrees)) * first + np.sin(np.radians(degrees)) * across
+        a, b = track([300, 300, 300], first, 100, rng), track([300, 300, 300], second, 40, rng)
+        voxel, owner = np.unique(np.concatenate([a, b]), axis=0, return_index=True)
+        owner = (owner >= len(a)).astype(int)
+        found = segments(voxel)
+        best = np.array([np.bincount(owner[found == k]).argmax() for k in range(found.max() + 1)])
+        assert (best[found] == owner).mean() > 0.94  # near the vertex they overlap
+        assert set(best) == {0, 1}
+
+
+def test_segments_are_within_what_touches_and_do_not_depend_on_the_order():
+    rng = np.random.default_rng(1)
+    parts = [track(rng.integers(0, 60, 3), rng.normal(size=3), rng.integers(3, 60), rng) for _ in range(12)]
+    voxel = np.unique(np.concatenate([*parts, rng.integers(0, 60, (40, 3))]), axis=0)
+    found, whole = segments(voxel), touching(voxel, np.zeros(len(voxel), int))
+    assert set(found) == set(range(found.max() + 1))
+    assert len({(a, b) for a, b in zip(found, whole, strict=True)}) == found.max() + 1
+    assert found.max() > whole.max()
+    order = rng.permutation(len(voxel))
+    assert same_groups(segments(voxel[order]), found[order])
+    assert same_groups(segments(voxel[order] - 500.0), found[order])
+
+
+def test_what_is_no_line_is_one_segment():
+    block = np.argwhere(np.ones((5, 5, 5)))
+    assert segments(block).max() == 0
+    assert segments(block[:1]).tolist() == [0]
+    assert len(segments(block[:0])) == 0

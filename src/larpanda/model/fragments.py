@@ -1,5 +1,7 @@
 """Particles and interactions put together from fragments: voxels that touch and have one predicted motif.
 
+Tracks are divided where they branch or kink, since at a vertex those of several particles touch.
+
 Where the paper's queries look at every point (section 3.2.2), these look at some 40 fragments an event, which is what
 is left to decide once motifs are known. That takes a hundredth of the computing, so that a head sees as many events in
 an hour on a CPU as it would of points in days; what two particles share of one fragment cannot be told apart.
@@ -18,9 +20,10 @@ from larpanda.model.backbone import EncoderConfig, LinearGelu, Pyramid
 from larpanda.model.panoptic import NO_MASK, Instances, PanopticConfig, QueryDecoder
 from larpanda.model.unet import UResNetConfig
 from larpanda.sparse.attend import Packed
-from larpanda.sparse.pieces import touching
+from larpanda.sparse.pieces import segments, touching
 from larpanda.sparse.segment import sum_groups
 
+EVENT_VOXELS = 1 << 12  # from one event to the next, where their tracks are looked at together
 SHAPE = 11  # numbers of a fragment's shape
 OCTAVES = 6  # of the sines and cosines of a place: the finest has a period of 7 cm
 RELATIONS = 4  # numbers that say how two fragments lie
@@ -52,6 +55,10 @@ class Fragments:
         group = torch.where(motif == Motif.LED, UNKNOWN, event_id * len(Motif) + motif).cpu().numpy()
         voxel = points.position.double().cpu().numpy()
         piece = touching(voxel, group)
+        track = np.flatnonzero((motif == Motif.TRACK).cpu().numpy())
+        apart = voxel[track] + [[EVENT_VOXELS, 0, 0]] * event_id[track].cpu().numpy()[:, None]
+        piece[track] = piece.max(initial=-1) + 1 + segments(apart)
+        piece[piece >= 0] = np.unique(piece[piece >= 0], return_inverse=True)[1]
         # by place, so that nothing depends on the order of an event's points
         rows = np.lexsort([*voxel.T, event_id.cpu().numpy()])
         rows = rows[piece[rows] >= 0]

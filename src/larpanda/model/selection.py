@@ -36,14 +36,14 @@ class SelectConfig:
     """Of matrix NMS: how strongly overlap with a better mask of the class lowers the score."""
     together: Literal["motif", "all", "none"] = "motif"
     """Who has the mean of their mask probabilities: voxels that touch and have one motif, all that touch, or no one."""
-    gap_cm: float = 20.0
+    gap_cm: float = 40.0
     """An instance with such a gap is divided; infinite: none is."""
     cover_all: bool = False
     """Give every point that is no low-energy deposit and in no instance to the one whose mask is least unlikely."""
 
 
 PARTICLES = SelectConfig()
-INTERACTIONS = SelectConfig(together="all", gap_cm=30.0)  # vertices join motifs
+INTERACTIONS = SelectConfig(together="all", gap_cm=60.0)  # vertices join motifs
 AS_PUBLISHED = SelectConfig(mask_threshold=0.5, min_kept=0.0, together="none", gap_cm=math.inf)
 
 
