@@ -34,10 +34,7 @@ def rate(n: int, work: Callable[[], object]) -> float:
 def bare(model: Reconstructor, batches: list[PointBatch]) -> None:
     """Nothing but encoder and heads."""
     for batch in batches:
-        pyramid = model.model.encoder(batch)
-        for head in (model.model.semantic, model.model.particle, model.model.interaction):
-            if head is not None:
-                head(pyramid)
+        model.model.find(batch)
 
 
 def memory_mb() -> float:

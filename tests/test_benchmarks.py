@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import larpanda
-from larpanda.event import Event, Motif
+from larpanda.event import Event, Motif, PointBatch
 
 EVENTS = "tests/data/geant4_20_v3extra.h5"
 
@@ -224,3 +224,14 @@ def test_any_bytes_are_taken_or_refused(target):
     rng = np.random.default_rng(0)
     taken = sum(fuzz.TARGETS[target](rng.bytes(int(rng.integers(0, 600)))) for _ in range(150))
     assert 0 < taken < 150
+
+
+def test_the_bare_model_runs_all_heads(monkeypatch):
+    import reconstruct_speed
+
+    model = larpanda.load("nano")
+    batch = PointBatch.pack([larpanda.generate(1, seed=100)[0].visible()[0]])
+    calls = []
+    model.model.interaction.register_forward_hook(lambda *_: calls.append(1))
+    reconstruct_speed.bare(model, [batch, batch])
+    assert len(calls) == 2

@@ -56,3 +56,22 @@ def test_the_table_of_query_heads_and_baselines_is_that_of_its_file():
             for key in ("ari", "pq", "purity", "efficiency"):
                 value, low, high = one["numbers"][key]
                 assert f"{value:.3f} [{low:.3f}, {high:.3f}]" in text
+
+
+def test_the_tables_of_energies_are_those_of_the_evaluation_of_nano():
+    root = Path(__file__).parents[1] / "docs"
+    text = (root / "results.md").read_text()
+
+    def said(one, digits=3):
+        return "" if one["middle"] is None else f"{one['middle']:.{digits}f} ± {one['half_width']:.{digits}f}"
+
+    found = json.loads((root / "results/nano/generated.json").read_text())["kinematics"]
+    for way, title in (("reco_on_truth", "true voxels"), ("reco", "as found")):
+        for species in ("photon", "electron", "muon", "pion", "proton"):
+            one = found[way][species]
+            energies = [said(one[key]) for key in ("energy", "energy_at_rest", "calo_uncontained")]
+            assert f"| {species}, {title} | {one['energy']['n']} | {' | '.join(energies)} |" in text
+            parts = [said(part, 2) for part in one["energy_by_kinetic"]]
+            assert f"| {species}, {title} | {' | '.join(parts)} |" in text
+    for one in json.loads((root / "results/nano/geant4_singles.json").read_text())["sets"].values():
+        assert said(one["energy"]) in text

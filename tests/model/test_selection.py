@@ -108,8 +108,8 @@ def test_selection_does_not_depend_on_the_order_of_points_or_queries(config):
 
 def test_voxels_that_touch_vote_together():
     """Flood fill by hand: each voxel has the mean of its piece, if it is no low-energy deposit."""
-    for seed, together in ((0, "motif"), (1, "all"), (2, "motif"), (3, "none")):
-        found, motif = random_instances(seed), torch.randint(2, (60,))
+    for seed, together in ((0, "fragment"), (1, "all"), (2, "fragment"), (3, "none")):
+        found, motif = random_instances(seed), torch.randint(2, (60,)) * 2  # no tracks, which are divided besides
         led = found.led_probability >= 0.5
         expected = found.mask_logits.sigmoid()
         left = set(range(60)) if together != "none" else set()

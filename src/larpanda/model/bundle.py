@@ -81,7 +81,8 @@ class Model(nn.Module):
                 assert logits is not None
                 fragments = fragments or Fragments.of(points, pyramid, logits)
                 found[name] = head(*fragments, points.start)
-        return Found(logits, found.get("particle"), found.get("interaction"))
+        of_point = None if fragments is None else fragments[1]
+        return Found(logits, found.get("particle"), found.get("interaction"), of_point)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,6 +92,7 @@ class Found:
     logits: Tensor | None  # [N, 5] of motifs
     particle: list[Instances] | None  # of each event
     interaction: list[Instances] | None
+    fragment: Tensor | None  # [N] int64, of each point, if a head that looks at them was asked
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,10 +24,32 @@ from larpanda.sparse.attend import Packed
 from larpanda.sparse.pieces import segments, touching
 from larpanda.sparse.segment import sum_groups
 
+Ints = npt.NDArray[np.int64]
+Numbers = npt.NDArray[np.float64]
 EVENT_VOXELS = 1 << 12  # from one event to the next, where their tracks are looked at together
 SHAPE = 11  # numbers of a fragment's shape
 OCTAVES = 6  # of the sines and cosines of a place: the finest has a period of 7 cm
 RELATIONS = 4  # numbers that say how two fragments lie
+
+
+def parts(voxel: Numbers, motif: Ints, event_id: Ints | None = None) -> Ints:
+    """Number the fragments of points.
+
+    Args:
+        voxel: [N, 3] indices, each once in an event.
+        motif: [N] predicted.
+        event_id: [N] from 0; None: all are of one.
+
+    Returns:
+        [N] from 0, in any order; UNKNOWN for low-energy deposits.
+    """
+    event_id = np.zeros(len(voxel), np.int64) if event_id is None else event_id
+    piece = touching(voxel, np.where(motif == Motif.LED, UNKNOWN, event_id * len(Motif) + motif))
+    track = np.flatnonzero(motif == Motif.TRACK)
+    apart = voxel[track] + event_id[track, None] * np.array([EVENT_VOXELS, 0, 0])
+    piece[track] = piece.max(initial=-1) + 1 + segments(apart)
+    piece[piece >= 0] = np.unique(piece[piece >= 0], return_inverse=True)[1]
+    return piece
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,13 +75,8 @@ class Fragments:
         """
         event_id = torch.repeat_interleave(points.start.diff())
         motif = logits.argmax(1)
-        group = torch.where(motif == Motif.LED, UNKNOWN, event_id * len(Motif) + motif).cpu().numpy()
         voxel = points.position.double().cpu().numpy()
-        piece = touching(voxel, group)
-        track = np.flatnonzero((motif == Motif.TRACK).cpu().numpy())
-        apart = voxel[track] + [[EVENT_VOXELS, 0, 0]] * event_id[track].cpu().numpy()[:, None]
-        piece[track] = piece.max(initial=-1) + 1 + segments(apart)
-        piece[piece >= 0] = np.unique(piece[piece >= 0], return_inverse=True)[1]
+        piece = parts(voxel, motif.cpu().numpy(), event_id.cpu().numpy())
         # by place, so that nothing depends on the order of an event's points
         rows = np.lexsort([*voxel.T, event_id.cpu().numpy()])
         rows = rows[piece[rows] >= 0]

@@ -1,21 +1,22 @@
 """How masks of queries become instances (paper section 3.2.2, inference), and what we do that the paper does not.
 
 A head that has learnt from few events says well which particle a trajectory belongs to, and badly so voxel by voxel.
-Therefore voxels that touch vote together, and what has a gap is divided: PARTICLES and INTERACTIONS. With AS_PUBLISHED
-neither is done.
+Therefore voxels of a fragment vote together, and what has a gap is divided: PARTICLES and INTERACTIONS. With
+AS_PUBLISHED neither is done.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from larpanda.event import UNKNOWN, VOXEL_CM, PointBatch, Species
+from larpanda.event import UNKNOWN, VOXEL_CM, Motif, PointBatch, Species
 from larpanda.model.bundle import Found, What
+from larpanda.model.fragments import parts
 from larpanda.model.panoptic import Instances
 from larpanda.sparse.pieces import pieces, touching
 
@@ -34,8 +35,8 @@ class SelectConfig:
     """Of the score after suppression; the released code has 0.5, also on the class alone."""
     sigma: float = 2.0
     """Of matrix NMS: how strongly overlap with a better mask of the class lowers the score."""
-    together: Literal["motif", "all", "none"] = "motif"
-    """Who has the mean of their mask probabilities: voxels that touch and have one motif, all that touch, or no one."""
+    together: Literal["fragment", "all", "none"] = "fragment"
+    """Who has the mean of their mask probabilities: voxels of a fragment, all that touch, or no one."""
     gap_cm: float = 40.0
     """An instance with such a gap is divided; infinite: none is."""
     cover_all: bool = False
@@ -81,6 +82,8 @@ def select_all(found: Found, what: What, points: PointBatch, config: SelectConfi
     config = config or (PARTICLES if what == "particle" else INTERACTIONS)
     of_events = found.particle if what == "particle" else found.interaction
     assert of_events is not None
+    if found.fragment is not None and config.together == "fragment":
+        config = replace(config, together="none")  # its voxels have one probability as it is
     lengths = points.start.diff().tolist()
     motifs: Sequence[Tensor | None] = [None] * len(lengths)
     if found.logits is not None:
@@ -134,13 +137,15 @@ def select(
 
 
 def _voted(found: Instances, position: Tensor, motif: Tensor | None, config: SelectConfig) -> Tensor:
-    """[Q, N] mask probabilities: of voxels that touch, the mean."""
+    """[Q, N] mask probabilities: of each fragment, or of voxels that touch, the mean."""
     p = found.mask_logits.float().sigmoid()
     if config.together == "none" or not len(position):
         return p
-    group = torch.zeros_like(position[:, 0], dtype=torch.long) if motif is None or config.together == "all" else motif
-    group = torch.where(found.led_probability < 0.5, group, UNKNOWN)
-    piece = torch.from_numpy(touching(position.double().cpu().numpy(), group.cpu().numpy())).to(p.device)
+    voxel, led = position.double().cpu().numpy(), (found.led_probability >= 0.5).cpu().numpy()
+    if motif is None or config.together == "all":
+        piece = torch.from_numpy(touching(voxel, np.where(led, UNKNOWN, 0))).to(p.device)
+    else:
+        piece = torch.from_numpy(parts(voxel, np.where(led, Motif.LED, motif.cpu().numpy()))).to(p.device)
     alone = piece < 0
     n = int(piece.max()) + 1
     piece = torch.where(alone, n, piece)
