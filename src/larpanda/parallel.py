@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` takes CUDA if there is one.
+    """The device of that name, made ready; ``auto`` takes CUDA if there is one.
 
     Raises:
         ValueError: an unknown name, or a device that is not there.

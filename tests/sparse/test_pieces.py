@@ -109,3 +109,10 @@ def test_what_is_no_line_is_one_segment():
     assert segments(block).max() == 0
     assert segments(block[:1]).tolist() == [0]
     assert len(segments(block[:0])) == 0
+
+
+def test_segments_do_not_depend_on_what_lies_far_away():
+    rng = np.random.default_rng(2)
+    voxel = np.unique(np.concatenate([track([30, 30, 30], rng.normal(size=3), 50, rng) for _ in range(4)]), axis=0)
+    far = np.concatenate([voxel + [40_960, 0, 0], voxel])
+    assert same_groups(segments(far)[len(voxel) :], segments(voxel))

@@ -28,7 +28,7 @@ Ints = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.float64]
 EVENT_VOXELS = 1 << 12  # from one event to the next, where their tracks are looked at together
 SHAPE = 11  # numbers of a fragment's shape
-OCTAVES = 6  # of the sines and cosines of a place: the finest has a period of 7 cm
+OCTAVES = 6  # of the sines and cosines of a place: the finest has a period of 14 cm
 RELATIONS = 4  # numbers that say how two fragments lie
 
 

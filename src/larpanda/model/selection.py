@@ -168,7 +168,8 @@ def _exclusive(inside: Tensor, config: SelectConfig) -> Tensor:
     owner = inside.new_full((inside.shape[1],), UNKNOWN, dtype=torch.long)
     for number, mask in enumerate(inside):
         mine = mask & (owner < 0)
-        enough = (mine.sum() >= config.min_points) & (mine.sum() >= config.min_kept * mask.sum())
+        n = mine.sum()
+        enough = (n >= config.min_points) & (n >= config.min_kept * mask.sum())
         owner = owner.masked_fill(mine & enough, number)
     return owner
 

@@ -76,12 +76,13 @@ def segments(voxel: npt.NDArray[np.floating]) -> Ints:
     near = tree.query_pairs(REACH, output_type="ndarray")
     one, other = np.concatenate([near, near[:, ::-1], np.tile(np.arange(n)[:, None], 2)]).T
     count = np.bincount(one, minlength=n)
-    # whole numbers, whose sums are exact: nothing hangs on the order of summation
-    middle = np.stack([np.bincount(one, place[other, k], n) for k in range(3)], 1) / count[:, None]
+    # small whole numbers, whose sums are exact: nothing hangs on the order of summation, or on where the voxels lie
+    away = place[other] - place[one]
+    middle = np.stack([np.bincount(one, away[:, k], n) for k in range(3)], 1) / count[:, None]
     spread = np.empty((n, 3, 3))
     for i in range(3):
         for j in range(i, 3):
-            squares = np.bincount(one, place[other, i] * place[other, j], n) / count
+            squares = np.bincount(one, away[:, i] * away[:, j], n) / count
             spread[:, i, j] = spread[:, j, i] = squares - middle[:, i] * middle[:, j]
     values, vectors = np.linalg.eigh(spread)
     axis, is_line = vectors[:, :, 2], values[:, 2] > STRAIGHT * values.sum(1)
