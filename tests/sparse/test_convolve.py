@@ -15,6 +15,15 @@ def dense(x, kernel, cell, event, side):
     return torch.nn.functional.conv3d(grid, weight, padding=1)[(event, slice(None), *cell.t())]
 
 
+@pytest.fixture(params=["one by one", "side by side"])
+def as_on_a_gpu(request, monkeypatch):
+    """Both ways of computing it; the second in pieces of a few rows."""
+    if request.param == "side by side":
+        monkeypatch.setattr("larpanda.sparse.neighbors.side_by_side", lambda device: True)
+        monkeypatch.setattr("larpanda.sparse.convolve.COLUMNS", 2000)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize(("sizes", "channels"), [([200, 90], (4, 6)), ([1], (3, 3)), ([343], (5, 2))])
 def test_equals_a_dense_convolution(make_cells, sizes, channels):
     side = 7
@@ -30,6 +39,7 @@ def test_equals_a_dense_convolution(make_cells, sizes, channels):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.usefixtures("as_on_a_gpu")
 def test_its_gradient(make_cells):
     cell, event = make_cells([12, 5], side=3)
     generator = torch.Generator().manual_seed(1)
@@ -39,6 +49,7 @@ def test_its_gradient(make_cells):
     assert torch.autograd.gradcheck(lambda x, kernel: convolve(x, kernel, neighbors), (x, kernel))
 
 
+@pytest.mark.usefixtures("as_on_a_gpu")
 def test_no_cells():
     empty = torch.zeros(0, 3, dtype=torch.long)
     x, kernel = torch.zeros(0, 4, requires_grad=True), torch.ones(27, 4, 4, requires_grad=True)

@@ -271,22 +271,23 @@ class Encoder(nn.Module):
         position = batch.position if size is None else centred(batch.position) / batch.position.new_tensor(size)
         depth = None if self.config.fitted_curves else CURVE_DEPTH
         cells, point_cell = voxelize(position, batch.start, depth)
+        # all geometry first: it waits for the device at every size, and would wait for the blocks between
+        levels, lengths, runs = [Level.of(cells, self.config.window, self.rounded)], [], []
+        for _ in self.pool:
+            coarser = coarsen(levels[-1].cells)
+            levels.append(Level.of(coarser.cells, self.config.window, self.rounded))
+            lengths.append(coarser.length)
+            runs.append(coarser.run)
         seen = input_features(batch, point_cell, len(cells.cell))
         x = F.gelu(self.embed_norm(self.embed(seen.to(self.dtype))))
         if masked is not None:
             hidden = torch.zeros(len(x), dtype=torch.bool, device=x.device).index_fill_(0, point_cell[masked], True)
             x = torch.where(hidden[:, None], self.mask_token.to(x.dtype), x)
-        levels, features, lengths, runs = [], [], [], []
-        for s, blocks in enumerate(self.blocks):
+        features: list[Tensor] = []
+        for s, (level, blocks) in enumerate(zip(levels, self.blocks, strict=True)):
             if s:
-                coarser = coarsen(cells)
-                cells = coarser.cells
-                x = F.gelu(self.pool_norm[s - 1](max_runs(self.pool[s - 1](x), coarser.length, coarser.run)))
-                lengths.append(coarser.length)
-                runs.append(coarser.run)
-            level = Level.of(cells, self.config.window, self.rounded)
+                x = F.gelu(self.pool_norm[s - 1](max_runs(self.pool[s - 1](x), lengths[s - 1], runs[s - 1])))
             x = level.run(cast(nn.ModuleList, blocks), x, draws)
-            levels.append(level)
             features.append(x)
         return Pyramid(
             tuple(levels), tuple(features), tuple(lengths), tuple(runs), point_cell, seen[:, :3], batch.start

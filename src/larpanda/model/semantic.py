@@ -84,11 +84,12 @@ def lovasz_softmax(probability: Tensor, label: Tensor) -> Tensor:
 
     Source: Berman, Triki, Blaschko, CVPR 2018 (arXiv:1705.08790), equations 8 and 9, over all points of the batch.
     """
-    present = torch.bincount(label, minlength=probability.shape[1]) > 0
-    is_class = F.one_hot(label, probability.shape[1])[:, present].to(probability.dtype)  # [N, C']
-    error, order = (is_class - probability[:, present]).abs().sort(0, descending=True)
-    is_class = is_class.gather(0, order)
-    size = is_class.sum(0)
-    jaccard = 1.0 - (size - is_class.cumsum(0)) / (size + (1.0 - is_class).cumsum(0))
-    step = torch.cat([jaccard[:1], jaccard.diff(dim=0)])
-    return (error * step).sum(0).mean()
+    probability = probability.t()  # a class a row: running sums across rows take a GPU 15 ms
+    present = torch.bincount(label, minlength=len(probability)).nonzero()  # [C', 1]
+    is_class = (label == present).to(probability.dtype)  # [C', N]
+    error, order = (is_class - probability[present[:, 0]]).abs().sort(1, descending=True)
+    is_class = is_class.gather(1, order)
+    size = is_class.sum(1, keepdim=True)
+    jaccard = 1.0 - (size - is_class.cumsum(1)) / (size + (1.0 - is_class).cumsum(1))
+    step = torch.cat([jaccard[:, :1], jaccard.diff(dim=1)], 1)
+    return (error * step).sum(1).mean()

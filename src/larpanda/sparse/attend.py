@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from larpanda.sparse.kernels import attention, round_up, side_by_side
+from larpanda.sparse.kernels import attention, few_queries, round_up, side_by_side
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -201,7 +201,7 @@ def attend_points(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, packe
         rows = (query, packed.pad(key), packed.pad(value))
         q, k, v = (x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in rows)
         mask = mask.transpose(1, 2).contiguous()[:, None].to(q.dtype)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(query.shape)
+        return few_queries(q, k, v, mask).transpose(1, 2).reshape(query.shape)
     of_points = (torch.split(x, packed.lengths) for x in (key, value, bias))
     parts = []
     for one, one_key, one_value, one_bias in zip(query, *of_points, strict=True):

@@ -11,6 +11,7 @@ from larpanda.sparse.kernels import PackedLinear
 from larpanda.sparse.neighbors import KERNEL, NeighborMap
 
 _CENTRE = KERNEL // 2
+COLUMNS = 1 << 27  # numbers that are gathered at a time where neighbours stand side by side
 
 
 def _around(kernel: Tensor) -> tuple[Tensor, ...]:
@@ -29,11 +30,33 @@ def _spread(x: Tensor, kernel: Tensor, neighbors: NeighborMap) -> Tensor:
     return F.embedding_bag(neighbors.pair, product, neighbors.pair_start, mode="sum")
 
 
+def _columns(x: Tensor, around: Tensor) -> Tensor:
+    """[M, 27 * C]: for each of M cells the features of those around it side by side, zero where there is none."""
+    return F.pad(x, (0, 0, 0, 1)).index_select(0, around.flatten()).view(len(around), KERNEL * x.shape[1])
+
+
+def _side_by_side(x: Tensor, kernel: Tensor, around: Tensor) -> Tensor:
+    """[N, C']: the whole sum as one product."""
+    matrix = kernel.reshape(-1, kernel.shape[2])
+    rows = max(1, COLUMNS // len(matrix))
+    return torch.cat([_columns(x, part) @ matrix for part in torch.split(around, rows)])
+
+
+def _side_by_side_gradient(x: Tensor, grad: Tensor, around: Tensor) -> Tensor:
+    """[27, C, C']: of the kernel."""
+    channels, rows = x.shape[1], max(1, COLUMNS // (KERNEL * x.shape[1]))
+    pairs = zip(torch.split(around, rows), torch.split(grad, rows), strict=True)
+    parts = [_columns(x, part).t() @ grads for part, grads in pairs]
+    return torch.stack(parts).sum(0).view(KERNEL, channels, grad.shape[1])
+
+
 class _Convolve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, kernel: Tensor, neighbors: NeighborMap) -> Tensor:
         ctx.save_for_backward(x, kernel)
         ctx.neighbors = neighbors
+        if neighbors.around is not None:
+            return _side_by_side(x, kernel, neighbors.around)
         return torch.addmm(_spread(x, kernel, neighbors), x, kernel[_CENTRE])
 
     @staticmethod
@@ -45,8 +68,13 @@ class _Convolve(torch.autograd.Function):
         grad_x = grad_kernel = None
         if ctx.needs_input_grad[0]:  # the same convolution with the kernel mirrored and transposed
             mirrored = kernel.flip(0).transpose(1, 2)
-            grad_x = torch.addmm(_spread(grad, mirrored, neighbors), grad, mirrored[_CENTRE])
-        if ctx.needs_input_grad[1]:
+            if neighbors.around is not None:
+                grad_x = _side_by_side(grad, mirrored, neighbors.around)
+            else:
+                grad_x = torch.addmm(_spread(grad, mirrored, neighbors), grad, mirrored[_CENTRE])
+        if ctx.needs_input_grad[1] and neighbors.around is not None:
+            grad_kernel = _side_by_side_gradient(x, grad, neighbors.around)
+        elif ctx.needs_input_grad[1]:
             source, target = x.index_select(0, neighbors.source), grad.index_select(0, neighbors.target)
             grad_kernel = torch.empty_like(kernel)
             torch.mm(x.t(), grad, out=grad_kernel[_CENTRE])

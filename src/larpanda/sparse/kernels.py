@@ -75,6 +75,25 @@ def side_by_side(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+def few_queries(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    """Softmax attention of few queries over many keys.
+
+    Args:
+        query: [B, H, Q, D] float.
+        key: [B, H, L, D] likewise.
+        value: likewise.
+        bias: [B, 1, Q, L] likewise, added to the logits.
+
+    Returns:
+        [B, H, Q, D]. PyTorch's own gradient works on blocks of queries side by side, of which there is one: 7 ms on a
+        GPU where products take less than one.
+    """
+    if not torch.is_grad_enabled():
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    logits = (query * query.shape[3] ** -0.5) @ key.transpose(2, 3) + bias
+    return logits.softmax(3).to(value.dtype) @ value
+
+
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Softmax attention within windows.
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from larpanda.sparse.kernels import round_up
+from larpanda.sparse.kernels import round_up, side_by_side
 
 BITS = 16  # of a key, per axis; 3 * 16 leaves 15 bits for the event
 KERNEL = 27  # cells of a 3 x 3 x 3 kernel
@@ -27,6 +27,7 @@ class NeighborMap:
     count: list[int]  # [26] pairs of each kernel cell, 0..12, 14..26
     pair: Tensor  # [P] int32, the pairs sorted by target, without the unused
     pair_start: Tensor  # [N] int32, where the pairs of each target begin in `pair`
+    around: Tensor | None  # [N, 27] int32, the row of the neighbour in each kernel cell, N where there is none; on GPUs
 
 
 def neighbor_map(cell: Tensor, event_id: Tensor, rounded: bool = False) -> NeighborMap:
@@ -73,7 +74,12 @@ def neighbor_map(cell: Tensor, event_id: Tensor, rounded: bool = False) -> Neigh
     table = torch.full((n * (KERNEL - 1),), -1, dtype=torch.int32, device=device)
     table[place] = number
     degree = torch.bincount(place // (KERNEL - 1), minlength=round_up(n) if rounded else n)
-    return NeighborMap(source, target, count, table[table >= 0], (degree.cumsum(0) - degree).int())
+    around = None
+    if side_by_side(device) and not rounded:
+        around = torch.full((n, KERNEL), n, dtype=torch.int32, device=device)
+        around[target, slot + (slot >= _HALF)] = source.int()
+        around[:, _HALF] = torch.arange(n, device=device)
+    return NeighborMap(source, target, count, table[table >= 0], (degree.cumsum(0) - degree).int(), around)
 
 
 def _following(key: Tensor) -> tuple[Tensor, Tensor]:
