@@ -40,7 +40,7 @@ DRAWS = 2000
 def told(one: Estimate) -> str:
     """A ratio as text; an infinite one is only known to be above its lower end."""
     if math.isinf(one.value):
-        return f"more than {one.low:.2g}"
+        return f"more than {one.low:.3g}"
     return f"{one.value:.3g} [{one.low:.3g}, {'more' if math.isinf(one.high) else f'{one.high:.3g}'}]"
 
 
@@ -58,9 +58,10 @@ def write_labels(out: Path) -> str:
         for row, k in sorted({(r.row, r.labels) for r in results if r.row not in SUPERVISED and r.labels == 100}):
             with suppress(ValueError):  # not made yet
                 ratio = label_efficiency(results, source, row, k)
-                parts.append(
-                    f"{NAMES[row]} with {k} labels: as good as from scratch with {told(ratio)} times the labels"
-                )
+                least = min(r.labels for r in results if r.row == "scratch") / k
+                words = f"no better than from scratch with {least:g}" if ratio.value <= least else ""
+                words = words or f"as good as from scratch with {told(ratio)}"
+                parts.append(f"{NAMES[row]} with {k} labels: {words} times the labels")
         publish_text(out / f"labels-{Path(source).stem}.svg", labels_svg(results, source))
     if tried := read_grid(out):
         parts += [f"**Learning rates, {tried[0].labels:,} labels, {tried[0].samples:,} samples**", grid_table(tried)]
