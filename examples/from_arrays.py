@@ -37,7 +37,8 @@ def to_events(event_number: np.ndarray, position_cm: np.ndarray, electrons: np.n
     energy = electrons * MEV_PER_ELECTRON
     # Event.from_arrays checks what it is given, and takes labels too: motif=, species=, particle=, interaction=.
     return [
-        larpanda.Event.from_arrays(voxel[event_number == n], energy[event_number == n]) for n in np.unique(event_number)
+        larpanda.Event.from_arrays(voxel[event_number == n], energy[event_number == n], event=int(n))
+        for n in np.unique(event_number)
     ]
 
 
@@ -45,7 +46,7 @@ def main(csv: Path, out: Path) -> None:
     """Read the points, write the events, and read those back."""
     table = np.genfromtxt(csv, delimiter=",", names=True)
     position_cm = np.column_stack([table["x_cm"], table["y_cm"], table["z_cm"]])
-    number = table["event"] if "event" in table.dtype.names else np.zeros(len(table))
+    number = table["event"] if "event" in table.dtype.names else np.full(len(table), -1)  # -1: none
 
     larpanda.write_events(out, to_events(number, position_cm, table["charge"]))
 

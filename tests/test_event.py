@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from larpanda.event import MOTIF_PRIORITY, UNKNOWN, Event, Motif, ParticleTruth, PointBatch, compact
+from larpanda.event import MOTIF_PRIORITY, UNKNOWN, Event, EventKey, Motif, ParticleTruth, PointBatch, compact
 
 
 def test_an_event_of_plain_lists():
@@ -15,6 +15,16 @@ def test_an_event_of_plain_lists():
     assert event.particle.tolist() == [0, UNKNOWN]
     assert event.species.tolist() == [UNKNOWN, UNKNOWN]
     assert event.has_truth
+
+
+def test_an_event_of_arrays_has_the_numbers_that_it_is_given():
+    assert Event.from_arrays([[1, 2, 3]], [0.5]).key is None
+    assert Event.from_arrays([[1, 2, 3]], [0.5], run=UNKNOWN).key is None
+    event = Event.from_arrays([[1, 2, 3]], [0.5], run=7, event=np.int32(0))
+    assert event.key == EventKey("", UNKNOWN, run=7, event=0)
+    assert str(event.key) == "run 7, event 0"
+    assert event.visible()[0].key == event.key
+    assert str(EventKey("a.h5", 3, run=7)) == "a.h5: event 3"
 
 
 def test_an_event_of_nothing():
@@ -39,6 +49,9 @@ def test_an_event_of_nothing():
         ({"motif": [5]}, r"motif spans 5\.\.5; expected 0\.\.4"),
         ({"species": [-2]}, r"species spans -2"),
         ({"particle": [0.5]}, "particle has type float64; expected integers"),
+        ({"run": 7.0}, r"run is 7\.0; expected a whole number, or -1 for none"),
+        ({"subrun": None}, "subrun is None; expected a whole number"),
+        ({"event": 2**63}, "event is 9223372036854775808; expected a whole number of 64 bits"),
     ],
 )
 def test_faults_are_named(change, message):

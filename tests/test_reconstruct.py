@@ -143,11 +143,15 @@ def test_a_file_with_everything_in_it(model, tmp_path):
         "bad_input": [row(1, 2, 3, float("nan")), row(2, 2, 3, 1.0)],
     }
     write_file(tmp_path / "mixed.h5", [*contents.values(), [1.0, 2.0, 3.0], good])
+    with h5py.File(tmp_path / "mixed.h5", "r+") as file:
+        file["run"], file["event"] = [12] * 6, [70, 71, 72, -1, 74, 75]
     manifest = reconstruct_file(str(tmp_path / "mixed.h5"), tmp_path / "out", model)
     assert manifest.events == 6
     events = pq.read_table(tmp_path / "out/mixed_events.parquet").to_pylist()
     assert [e["status"] for e in events] == [*contents, "bad_input", "ok"]
     assert [e["n_voxels"] for e in events] == [40, 0, 1, 2, None, 40]
+    assert [e["event"] for e in events] == [70, 71, 72, None, 74, 75]  # also of the one that could not be read
+    assert {(e["run"], e["subrun"]) for e in events} == {(12, None)}
     assert "mixed.h5: event 4: 'point'" in events[4]["reason"].replace(str(tmp_path), "")
     assert str(tmp_path) not in json.dumps(events)
     voxels = pq.read_table(tmp_path / "out/mixed_voxels.parquet").to_pylist()

@@ -4,9 +4,11 @@ No files, no model. Positions are in voxels of 3 mm inside the program and in cm
 momenta in MeV/c. Missing is None, NaN or UNKNOWN.
 """
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
+from typing import SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -112,14 +114,20 @@ class Status(str, Enum):
 class EventKey:
     """Where an event comes from: the row of a file, and the experiment's own numbers where the file has them."""
 
-    file: str
-    entry: int
+    file: str  # empty for an event of arrays
+    entry: int  # row in the file, from 0; UNKNOWN for an event of arrays
     run: int = UNKNOWN
     subrun: int = UNKNOWN
     event: int = UNKNOWN
 
+    @property
+    def numbers(self) -> str:
+        """The experiment's own in words, such as ``run 7, event 12``; empty if there are none."""
+        named = (("run", self.run), ("subrun", self.subrun), ("event", self.event))
+        return ", ".join(f"{name} {number}" for name, number in named if number != UNKNOWN)
+
     def __str__(self) -> str:
-        return f"{self.file}: event {self.entry}"
+        return self.numbers if self.entry == UNKNOWN else f"{self.file}: event {self.entry}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -184,6 +192,10 @@ class Event:
         species: npt.ArrayLike | None = None,
         particle: npt.ArrayLike | None = None,
         interaction: npt.ArrayLike | None = None,
+        *,
+        run: SupportsIndex = UNKNOWN,
+        subrun: SupportsIndex = UNKNOWN,
+        event: SupportsIndex = UNKNOWN,
     ) -> "Event":
         """Make an event of your own arrays.
 
@@ -194,9 +206,10 @@ class Event:
             species: [N] ``Species`` values, UNKNOWN where there is none.
             particle: [N] any integers, negative for none; renumbered to 0..P-1 in their order.
             interaction: [N] likewise.
+            run, subrun, event: the experiment's own whole numbers, UNKNOWN for none. ``key`` has them, if there is one.
 
         Raises:
-            ValueError: a shape, length, position, energy or label that cannot be; it says which.
+            ValueError: a shape, length, position, energy, label or number that cannot be; it says which.
         """
         position = np.asarray(voxel)
         if position.size == 0:
@@ -204,17 +217,19 @@ class Event:
         if position.ndim != 2 or position.shape[1] != 3 or position.dtype.kind not in "iuf":
             raise ValueError(f"voxel has shape {position.shape} and type {position.dtype}; expected numbers [N, 3]")
         n = len(position)
-        event = cls(
+        key = EventKey("", UNKNOWN, _number("run", run), _number("subrun", subrun), _number("event", event))
+        made = cls(
             torch.from_numpy(position.astype(np.float32)),
             torch.from_numpy(_column("energy", energy, n, "iuf").astype(np.float32)),
             _labels("motif", motif, n, len(Motif)),
             _labels("species", species, n, len(Species)),
             compact(_labels("particle", particle, n)),
             compact(_labels("interaction", interaction, n)),
+            key=key if key.numbers else None,
         )
-        if problem := event.problem():
+        if problem := made.problem():
             raise ValueError(problem)
-        return event
+        return made
 
     def problem(self) -> str | None:
         """What makes this event unusable, in one line, or None: the rules of Status.BAD_INPUT."""
@@ -413,6 +428,16 @@ def _column(name: str, values: npt.ArrayLike, n: int, kinds: str) -> npt.NDArray
     if n and column.dtype.kind not in kinds:
         raise ValueError(f"{name} has type {column.dtype}; expected {'integers' if kinds == 'iu' else 'numbers'}")
     return column
+
+
+def _number(name: str, value: SupportsIndex) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} is {value!r}; expected a whole number, or {UNKNOWN} for none") from None
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"{name} is {number}; expected a whole number of 64 bits, or {UNKNOWN} for none")
+    return number
 
 
 def _labels(name: str, values: npt.ArrayLike | None, n: int, count: int | None = None) -> Tensor:

@@ -15,13 +15,12 @@ from larpanda.analysis.frames import to_hdf5
 from larpanda.analysis.kinematics import Detector, measure_event
 from larpanda.analysis.manifest import InputFile, Manifest, hdf5_path, undone
 from larpanda.analysis.tables import TableWriter
-from larpanda.data import entries_of, open_events
+from larpanda.data import Events, entries_of, open_events
 from larpanda.event import (
     MAX_POINTS,
     UNKNOWN,
     VOXEL_MM,
     Event,
-    EventKey,
     Interaction,
     Motif,
     Particle,
@@ -385,7 +384,7 @@ def reconstruct_file(
         with TableWriter(out, stem, {**provenance, "input_sha256": source.sha256}, **wanted) as writer:
             for done, entry in enumerate(entries):
                 tell(done, len(entries))
-                status = _one(events, entry, path, reconstructor, config.detector, writer)
+                status = _one(events, entry, reconstructor, config.detector, writer)
                 counts[status.value] = counts.get(status.value, 0) + 1
         if config.hdf5:
             with publishing(hdf5_path(out, stem)) as part:
@@ -396,9 +395,8 @@ def reconstruct_file(
 
 
 def _one(
-    events: Sequence[Event],
+    events: Events,
     entry: int,
-    path: str,
     reconstructor: Reconstructor,
     detector: Detector,
     writer: TableWriter,
@@ -407,7 +405,7 @@ def _one(
     try:
         event = events[entry]
     except (ValueError, OSError) as error:
-        writer.write_failed(EventKey(path, entry), Status.BAD_INPUT, str(error))
+        writer.write_failed(events.key(entry), Status.BAD_INPUT, str(error))
         return Status.BAD_INPUT
     try:
         result = reconstructor.reconstruct(event)

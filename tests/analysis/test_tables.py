@@ -298,8 +298,9 @@ def test_names_what_is_wrong_with_the_folder(tmp_path, monkeypatch):
 
 def test_refuses_an_event_without_key_and_provenance_that_is_not_json(tmp_path):
     event, reconstruction = make(3)
-    with pytest.raises(ValueError, match="without key"):
-        write(tmp_path, [(replace(event, key=None), reconstruction)])
+    for key in (None, Event.from_arrays([[1, 2, 3]], [1.0], run=7).key):
+        with pytest.raises(ValueError, match="without key"):
+            write(tmp_path, [(replace(event, key=key), reconstruction)])
     for bad in ({"score": math.nan}, {"folder": tmp_path}):
         with pytest.raises(ValueError, match="provenance"):
             TableWriter(tmp_path, "a", bad)

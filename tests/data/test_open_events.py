@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ import torch
 
 import larpanda.data
 from larpanda.data import median_energy_warning, open_events, write_events
+from larpanda.data.stream import Subset, drawn
 from larpanda.event import UNKNOWN, Event, EventKey
 
 
@@ -210,6 +212,16 @@ def test_a_slice_keeps_the_place_in_the_file(folder):
     assert [event.key.entry for event in events] == [1, 0, 1]
     assert [events.key(i) for i in range(3)] == [event.key for event in events]
     assert events.key(-1) == events[2].key
+
+
+def test_numbers_stay_with_their_events_in_any_order(tmp_path):
+    for name, first in (("a.h5", 0), ("b.parquet", 4)):
+        write_events(tmp_path / name, [replace(e, key=EventKey("", -1, event=number(e))) for e in numbered(first, 4)])
+    events = open_events(tmp_path)
+    shown = Subset(events[::-1], [5, 0, 3])
+    for some in (events, events[1:7:2], shown, shown[1:], drawn(events, 8, seed=3)):
+        assert [event.key.event for event in some] == [number(event) for event in some]
+    assert [events[::-1].key(i).event for i in range(8)] == [7, 6, 5, 4, 3, 2, 1, 0]
 
 
 def test_a_sequence_can_be_sent_to_another_process(folder):

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from larpanda.data import open_events
-from larpanda.event import UNKNOWN, CreationProcess, Motif, Species
+from larpanda.data.rows import Hdf5Rows, ParquetRows
+from larpanda.event import UNKNOWN, CreationProcess, EventKey, Motif, Species
 
 GEANT4 = Path(__file__).parent / "geant4_20_v3extra.h5"
 NAN = math.nan
@@ -266,6 +267,115 @@ def test_parquet_with_lists_of_32_bit_offsets_and_nulls(tmp_path):
     events = open_events(tmp_path / "a.parquet")
     assert [len(event) for event in events] == [9, 0, 0]
     assert [event.has_truth for event in events] == [True, False, False]
+
+
+# The experiment's own numbers
+
+
+def with_columns(path, **columns):
+    """The file with more datasets or columns, as they are given."""
+    if path.suffix == ".parquet":
+        table = pq.read_table(path)
+        for name, values in columns.items():
+            table = table.append_column(name, pa.array(values))
+        pq.write_table(table, path, row_group_size=2)
+    else:
+        with h5py.File(path, "r+") as file:
+            for name, values in columns.items():
+                file[name] = values
+    return path
+
+
+@pytest.mark.parametrize("truth", [True, False])
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"run": [12, 12, 13, 14], "subrun": [0, 1, 0, -999], "event": [7, 2**62, 0, -1]},
+        {"event": [5, 4, 3, 2]},
+        {"run": [1, 1, 1, 1], "event": [5, 4, 3, 2]},
+        {},
+    ],
+)
+def test_numbers_of_the_experiment_are_in_the_keys(path, columns, truth):
+    rows = [row_of("v3"), {"point": []}, {"point": POINT}, row_of("v3")]
+    events = open_events(with_columns(write_by_hand(path, rows), **columns), truth=truth)
+    expected = [EventKey(str(path), i, **{name: values[i] for name, values in columns.items()}) for i in range(4)]
+    assert [event.key for event in events] == expected
+    assert [events.key(i) for i in range(4)] == expected
+    assert [events[i].key for i in (3, 0, 2)] == [expected[i] for i in (3, 0, 2)]
+    assert all(type(getattr(events[0].key, name)) is int for name in ("run", "subrun", "event"))
+    assert str(events[1].key) == f"{path}: event 1"
+    assert pickle.loads(pickle.dumps(events))[2].key == expected[2]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "uint16", "int32", "uint32", "int64", "uint64", ">i4", ">i8"])
+def test_numbers_of_any_integer_type(path, dtype):
+    if path.suffix == ".parquet" and dtype[0] == ">":
+        dtype = dtype[1:]
+    events = open_events(with_columns(write_by_hand(path, many(3)), run=np.array([7, 0, 100], dtype)))
+    assert [event.key.run for event in events] == [7, 0, 100]
+
+
+def test_a_number_of_64_bits_without_sign_is_none(path):
+    values = np.array([2**64 - 1, 2**63, 2**63 - 1], np.uint64)
+    events = open_events(with_columns(write_by_hand(path, many(3)), event=values))
+    assert [event.key.event for event in events] == [UNKNOWN, UNKNOWN, 2**63 - 1]
+
+
+def test_nulls_of_parquet_are_unknown_and_event_id_is_no_number_of_the_experiment(tmp_path):
+    path = write_by_hand(tmp_path / "a.parquet", many(5))
+    with_columns(path, run=[None, 3, None, None, 4], subrun=[None] * 5, event_id=[50, 51, 52, 53, 54])
+    events = open_events(path)
+    assert [event.key.run for event in events] == [UNKNOWN, 3, UNKNOWN, UNKNOWN, 4]
+    assert {(event.key.subrun, event.key.event) for event in events} == {(UNKNOWN, UNKNOWN)}
+
+
+def test_numbers_that_are_no_integers(path):
+    wrong = [("run", [1.0, 2.0, 3.0]), ("subrun", ["1", "2", "3"]), ("event", [True, False, True])]
+    if path.suffix == ".parquet":
+        wrong += [("run", [[1], [2], [3]]), ("event", [None, 1.5, None])]
+    else:
+        wrong += [("run", np.ones((3, 1), int)), ("event", 7)]
+    for name, values in wrong:
+        with_columns(write_by_hand(path, many(3)), **{name: values})
+        with pytest.raises(ValueError, match=rf"events\.\w+: '{name}' is .*; expected one integer for each event"):
+            open_events(path, truth=False)
+
+
+def test_a_group_in_place_of_numbers(tmp_path):
+    path = write_by_hand(tmp_path / "a.h5", many(3))
+    with h5py.File(path, "r+") as file:
+        file.create_group("run")
+    with pytest.raises(ValueError, match=r"a\.h5: 'run' is <HDF5 group .*; expected one integer for each event"):
+        open_events(path)
+
+
+@pytest.mark.parametrize("truth", [True, False])
+def test_more_or_fewer_numbers_than_events(tmp_path, truth):
+    path = with_columns(write_by_hand(tmp_path / "a.h5", many(3)), run=[1, 2, 3], event=[1, 2])
+    with pytest.raises(ValueError, match=r"a\.h5: 'event' has 2 events and 'point' 3; expected as many$"):
+        open_events(path, truth=truth)
+
+
+def test_an_event_that_cannot_be_read_keeps_its_numbers(path):
+    rows = [row_of("v3"), row_of("v3") | {"point": POINT[:-1]}]
+    events = open_events(with_columns(write_by_hand(path, rows), run=[8, 9]))
+    with pytest.raises(ValueError, match="event 1: the sizes"):
+        events[1]
+    assert events.key(1) == EventKey(str(path), 1, run=9)
+
+
+def test_numbers_that_cannot_be_read(path, monkeypatch):
+    events = open_events(with_columns(write_by_hand(path, many(2)), run=[8, 9]))
+
+    def breaks(self, key, entry):
+        raise OSError("a bad block")
+
+    monkeypatch.setattr(Hdf5Rows, "read", breaks)
+    monkeypatch.setattr(ParquetRows, "read", breaks)
+    with pytest.raises(ValueError, match=r"event 1: 'run' cannot be read \(a bad block\); copy the file again"):
+        events[1]
+    assert events.key(1) == EventKey(str(path), 1)
 
 
 # Events of every size

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from larpanda.data import open_events, write_events
-from larpanda.event import UNKNOWN, CreationProcess, Event, Motif, ParticleTruth
+from larpanda.data.rows import read_rows
+from larpanda.event import UNKNOWN, CreationProcess, Event, EventKey, Motif, ParticleTruth
 
 GEANT4 = Path(__file__).parent / "geant4_20_v3extra.h5"
 NAN = math.nan
@@ -221,6 +222,59 @@ def test_one_known_number_is_enough_for_our_list(path, column):
     values[1] = 1
     event = replace(event, particles=replace(event.particles, **{column: values}))
     assert_equal(back(path, [event])[0], event)
+
+
+NUMBERS = ("run", "subrun", "event")
+
+
+def numbers_in(path):
+    """The experiment's own numbers as the file has them."""
+    if path.suffix == ".parquet":
+        return [tuple(row.values()) for row in pq.read_table(path, columns=list(NUMBERS)).to_pylist()]
+    with h5py.File(path) as file:
+        assert {file[name].dtype for name in NUMBERS} == {np.dtype("int64")}
+        return list(zip(*(file[name][:].tolist() for name in NUMBERS), strict=True))
+
+
+def test_the_experiments_own_numbers_come_back(path):
+    given = [{"run": 12, "subrun": 0, "event": 2**62}, {"event": np.int64(4)}, {}, {"run": -999}]
+    events = [Event.from_arrays([[i, 2, 3]], [1.0], **numbers) for i, numbers in enumerate(given)]
+    again = back(path, events)
+    assert [event.key for event in again] == [EventKey(str(path), i, **numbers) for i, numbers in enumerate(given)]
+    none = None if path.suffix == ".parquet" else UNKNOWN
+    assert numbers_in(path) == [(12, 0, 2**62), (none, none, 4), (none, none, none), (-999, none, none)]
+    assert [(row.run, row.subrun, row.event) for row in read_rows(path)] == [
+        (key.run, key.subrun, key.event) for key in (event.key for event in again)
+    ]
+    other = path.with_name(f"other{path.suffix}")
+    assert [event.key for event in back(other, again)] == [replace(event.key, file=str(other)) for event in again]
+
+
+def test_a_file_has_numbers_only_if_an_event_has_one(path):
+    plain = [replace(event, key=None) for event in open_events(GEANT4)] * 6  # of Parquet two row groups and some more
+    write_events(path, plain)
+    bare, without = names_in(path), path.read_bytes()
+    assert set(bare) - {"n_points", "event_id"} == V3_EXTRA
+    write_events(path, [replace(event, key=EventKey("a.h5", i)) for i, event in enumerate(plain)])
+    assert path.read_bytes() == without
+
+    numbered, ended = replace(plain[0], key=EventKey("a.h5", 0, subrun=3)), with_ends(plain[0])
+    for first, second in ((numbered, ended), (ended, numbered)):
+        events = [*plain[:60], first, *plain[61:110], second, *plain[111:]]
+        again = back(path, events)
+        expected = [*bare, "larpanda_truth", *NUMBERS]  # whichever came first
+        assert names_in(path) == (expected if path.suffix == ".parquet" else sorted(expected))
+        assert [event.key.subrun for event in again] == [3 if event is numbered else UNKNOWN for event in events]
+        assert {event.key.run for event in again} == {UNKNOWN}
+        for a, b in zip(events, again, strict=True):
+            assert_equal(a, b)
+        assert {p.name for p in path.parent.iterdir()} <= {path.name, "events_points.npy"}
+
+
+def test_who_cannot_be_written_is_named_by_its_numbers(path):
+    event = replace(Event.from_arrays([[1, 2, 3]], [1.0], run=5, event=8), energy=torch.tensor([NAN]))
+    with pytest.raises(ValueError, match=r"event 0 \(run 5, event 8\) cannot be written"):
+        write_events(path, [event])
 
 
 def test_fragments_that_lie_apart_stay_apart(tmp_path):

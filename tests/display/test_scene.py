@@ -127,6 +127,12 @@ def test_large_particle_numbers_survive(make_event):
         assert np.array_equal(columns(shown)["truth_particle"], moved.particle.numpy())
 
 
+def test_an_event_of_arrays_is_called_by_its_numbers(make_event):
+    of_arrays = Event.from_arrays([[1, 2, 3]], [1.0], run=7, event=12)
+    named = Document(page([Shown(of_arrays), Shown(make_event(10))], "")).data["events"]
+    assert [event["name"] for event in named] == ["run 7, event 12", "event 1"]
+
+
 def test_nothing_that_an_event_says_becomes_markup(make_event, make_refused):
     evil = "</script><script>alert(1)</script><!--<script>\u2028'\"&amp;"
     event = replace(make_event(10), key=EventKey(f"folder/{evil}.h5", 3, run=7))

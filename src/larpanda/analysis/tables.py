@@ -199,7 +199,7 @@ class TableWriter:
         Raises:
             ValueError: the event has no key, so that nobody could tell which one it was.
         """
-        if event.key is None:
+        if event.key is None or event.key.entry == UNKNOWN:
             raise ValueError("an event without key cannot be written; set its key to EventKey(file, entry)")
         n = len(event)
         assert len(reconstruction.motif) == n, f"{event.key}: {len(reconstruction.motif)} motifs for {n} voxels"

@@ -32,6 +32,9 @@ class Part(Protocol):
 
     def __getitem__(self, entry: int, /) -> Event: ...
 
+    def key(self, entry: int, /) -> EventKey:
+        """Where an event comes from; also of one that cannot be read."""
+
     def close(self) -> None:
         """Give back what the system lent; what is asked for later opens it again."""
 
@@ -59,27 +62,28 @@ class Events(Sequence[Event]):
         if isinstance(index, slice):
             return Events(self._parts, self._rows[index], self._recent)
         part, entry = self._find(index)
-        self._recent[part] = None
-        self._recent.move_to_end(part)
-        if len(self._recent) > OPEN_FILES:
-            self._parts[self._recent.popitem(last=False)[0]].close()
-        return self._parts[part][entry]
+        return part[entry]
 
     def __iter__(self) -> Iterator[Event]:
         return (self[index] for index in range(len(self)))
 
     def key(self, index: int) -> EventKey:
-        """Where an event comes from, without reading it: also of one that cannot be read."""
+        """Where an event comes from, without reading its points: also of one that cannot be read."""
         part, entry = self._find(index)
-        return EventKey(self._parts[part].name, entry)
+        return part.key(entry)
 
-    def _find(self, index: int) -> tuple[int, int]:
+    def _find(self, index: int) -> tuple[Part, int]:
+        """The part that has an event, which may now be open, and the event's place in it."""
         try:
             row = self._rows[index]
         except IndexError:
             raise IndexError(f"event {index} was asked for; there are {len(self)}") from None
         part = bisect_right(self._starts, row) - 1
-        return part, row - self._starts[part]
+        self._recent[part] = None
+        self._recent.move_to_end(part)
+        if len(self._recent) > OPEN_FILES:
+            self._parts[self._recent.popitem(last=False)[0]].close()
+        return self._parts[part], row - self._starts[part]
 
 
 class _Generated:
@@ -114,6 +118,9 @@ class _Generated:
         none = torch.full((len(event),), UNKNOWN)
         return Event(event.position, event.energy, none, none.clone(), none.clone(), none.clone(), key=event.key)
 
+    def key(self, entry: int, /) -> EventKey:
+        return EventKey(self.name, entry)
+
     def close(self) -> None:
         """Nothing is open."""
 
@@ -133,8 +140,8 @@ def open_events(
 
     Returns:
         A sequence of events: length, index, slice, iteration. An event is read when it is asked for, each time. Its
-        ``key`` has the file and the row in it; ``key(i)`` gives it without reading. Random order is fast in HDF5; in
-        Parquet it costs a row group an event.
+        ``key`` has the file, the row in it and the experiment's own numbers where the file has them; ``key(i)`` gives
+        it without reading the points. Random order is fast in HDF5; in Parquet it costs a row group an event.
 
     Raises:
         FileNotFoundError: there is no such file, or no file of events in a folder or under a glob.
@@ -171,7 +178,8 @@ def write_events(path: Source, events: Iterable[Event]) -> None:
 
     The file appears when it is complete (an old one of that name is replaced), or not at all. Points keep their order
     if those of LEDs come first, as in any event that was read from a file; else they are ordered by cluster.
-    Truth that v3_extra has no column for lies in a list of our own, `larpanda_truth` (docs/formats.md).
+    Truth that v3_extra has no column for lies in a list of our own, `larpanda_truth`, and the run, subrun and event of
+    keys that have them in lists of those names (docs/formats.md).
 
     Args:
         path: ends in .h5 or .hdf5 (with the number of points of each event beside it, in ``<name>_points.npy``), or in

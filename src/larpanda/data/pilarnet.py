@@ -4,7 +4,7 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,19 @@ import torch
 from pyarrow import ArrowException
 from torch import Tensor
 
-from larpanda.data.rows import OWN, POINT, Array, Hdf5Rows, ParquetRows, Row, first_line, open_rows, write_rows
+from larpanda.data.rows import (
+    NUMBERS,
+    OWN,
+    POINT,
+    Array,
+    Hdf5Rows,
+    ParquetRows,
+    Row,
+    first_line,
+    number_of,
+    open_rows,
+    write_rows,
+)
 from larpanda.event import UNKNOWN, VOXEL_MM, CreationProcess, Event, EventKey, Motif, ParticleTruth, Species, compact
 
 TRUTH = ("cluster", "cluster_extra", "cluster_extra_2", "interaction_extra", OWN)
@@ -44,7 +56,7 @@ class EventFile:
 
         Args:
             path: an .h5, .hdf5 or .parquet file; what messages and keys call it.
-            truth: False reads `point` alone.
+            truth: False reads `point` and the experiment's own numbers alone.
             energy_scale: MeV for a unit of the file's voxel values.
             voxel_mm: pitch of the file's voxels.
 
@@ -64,12 +76,14 @@ class EventFile:
             raise ValueError(f"{self.name}: it has no 'point' (it has: {found}); expected the layout of PILArNet-M")
         self._length = rows.lengths["point"]
         labelled = truth and "cluster" in rows.lengths  # what the other tables are about
-        self._truth = tuple(name for name in TRUTH if labelled and name in rows.lengths)
-        for name in self._truth:
+        wanted = (*(TRUTH if labelled else ()), *NUMBERS)
+        self._names = ("point", *(name for name in wanted if name in rows.lengths))
+        for name in self._names:
             if rows.lengths[name] != self._length:
+                hint = "" if name in NUMBERS else " (truth=False reads the points alone)"
                 raise ValueError(
                     f"{self.name}: '{name}' has {rows.lengths[name]} events and 'point' {self._length}; "
-                    "expected as many (truth=False reads the points alone)"
+                    f"expected as many{hint}"
                 )
         self.close()
 
@@ -82,7 +96,7 @@ class EventFile:
         Raises:
             ValueError: its lists of numbers do not fit together; names file, event and dataset.
         """
-        key = EventKey(self.name, entry)
+        key = self._key(entry)
         point = self._point(entry)
         n = len(point)
         with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold is for Event.problem to find
@@ -106,6 +120,13 @@ class EventFile:
             key=key,
         )
 
+    def key(self, entry: int, /) -> EventKey:
+        """Where an event comes from; without the experiment's own numbers if they cannot be read."""
+        try:
+            return self._key(entry)
+        except (ValueError, OSError):
+            return EventKey(self.name, entry)
+
     def close(self) -> None:
         """Give the file back to the system; the next read opens it again."""
         if self._rows is not None and self._process == os.getpid():
@@ -120,9 +141,12 @@ class EventFile:
             self._rows, self._process = open_rows(self._path, self.name), os.getpid()
         return self._rows
 
+    def _key(self, entry: int) -> EventKey:
+        return EventKey(self.name, entry, *(number_of(self._read(name, entry)) for name in NUMBERS))
+
     def _read(self, name: str, entry: int) -> Array:
         """One list of one event; empty if the file has none of that name."""
-        if name != "point" and name not in self._truth:
+        if name not in self._names:
             return np.empty(0)
         rows = self._open()
         try:
@@ -141,7 +165,7 @@ class EventFile:
         than its neighbours: so whole events are held against each layout, and the first few that fit just one vote.
         """
         if self._layout is None:
-            candidates = WITH_EXTRA if "cluster_extra" in self._truth else WITHOUT_EXTRA
+            candidates = WITH_EXTRA if "cluster_extra" in self._names else WITHOUT_EXTRA
             votes = self._vote(candidates, with_points=True) or self._vote(candidates, with_points=False)
             self._layout = votes.most_common(1)[0][0] if votes else candidates[0]
         return self._layout
@@ -335,6 +359,12 @@ def encode(event: Event, ordinal: int) -> Row:
     if fault := event.problem() or contradiction(event):
         origin = f" ({event.key})" if event.key else ""
         raise ValueError(f"event {ordinal}{origin} cannot be written, and no file was: {fault}")
+    key = event.key or EventKey("", UNKNOWN)
+    return replace(_lists(event), run=key.run, subrun=key.subrun, event=key.event)
+
+
+def _lists(event: Event) -> Row:
+    """The row of an event, without the experiment's own numbers."""
     point = np.full((len(event), len(POINT)), np.nan, np.float32)  # time, electrons and dx are not known
     point[:, :3], point[:, 3], point[:, 4] = event.position, event.energy, event.energy
     labels = np.stack([event.motif, event.species, event.particle, event.interaction], 1)  # [N, 4]

@@ -1,6 +1,7 @@
 """Rows of PILArNet-M in HDF5 and Parquet: one is read without the rest, a file is written whole or not at all.
 
-Knows the two containers and the names of the six lists of a row; what their numbers mean is the matter of `pilarnet`.
+Knows the two containers and the names of the six lists and three numbers of a row; what they mean is the matter of
+`pilarnet`.
 """
 
 import itertools
@@ -8,7 +9,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from larpanda.event import UNKNOWN
 from larpanda.publish import publishing
 
 Array = npt.NDArray[Any]
@@ -30,7 +32,7 @@ EVENTS_A_GROUP = 50  # of Parquet: what one random read costs
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One event as it is written: flat lists of numbers."""
+    """One event as it is written: flat lists of numbers, and the experiment's own numbers."""
 
     point: npt.NDArray[np.float32]  # 8 for each voxel
     cluster: npt.NDArray[np.int64]  # 6 for each cluster
@@ -40,20 +42,32 @@ class Row:
     cluster_extra_2: npt.NDArray[np.float64]  # 5 for each cluster
     interaction_extra: npt.NDArray[np.float32]  # 4 for each interaction
     larpanda_truth: npt.NDArray[np.float32]  # 5 for each cluster, or none
+    _: KW_ONLY
+    run: int = UNKNOWN
+    subrun: int = UNKNOWN
+    event: int = UNKNOWN
 
     @property
     def n_points(self) -> int:
         """Voxels of the event."""
         return len(self.point) // len(POINT)
 
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """Those of OPTIONAL that the event has something in; one of its own numbers is enough for the three."""
+        has_number = any(getattr(self, key) != UNKNOWN for key in NUMBERS)
+        return ((OWN,) if len(self.larpanda_truth) else ()) + (NUMBERS if has_number else ())
 
-LISTS = tuple(field.name for field in fields(Row))
+
+NUMBERS = ("run", "subrun", "event")  # of the experiment, one integer for each event
+LISTS = tuple(field.name for field in fields(Row) if field.name not in NUMBERS)
 TYPES = dict(zip(LISTS, (np.float32, np.int64, np.float64, np.float64, np.float32, np.float32), strict=True))
-OWN = "larpanda_truth"  # not of PILArNet-M: written only if an event of the file has something in it
+OWN = "larpanda_truth"
+OPTIONAL = (OWN, *NUMBERS)  # not of PILArNet-M: written only if an event of the file has something in it
 
 
 class Hdf5Rows:
-    """Rows of an HDF5 file: one dataset of variable-length lists for each name."""
+    """Rows of an HDF5 file: one dataset for each name, of variable-length lists or of integers."""
 
     def __init__(self, path: Path, name: str) -> None:
         """Open a file. name: what messages call it. Raises ValueError if it is damaged or holds something else."""
@@ -65,18 +79,22 @@ class Hdf5Rows:
             raise OSError(error.errno, os.strerror(error.errno or 0), name) from None
         except (OSError, RuntimeError, TypeError) as error:  # the last for names that are no text
             raise ValueError(_not_readable(path, name, "HDF5", bool(h5py.is_hdf5(path)), error)) from error
-        self._datasets = {key: self._file.get(key) for key in LISTS if key in self.found}
+        self._datasets = {key: self._file.get(key) for key in (*LISTS, *NUMBERS) if key in self.found}
         self.lengths: dict[str, int] = {}  # events, by the name of the list
         self.provenance = note if isinstance(note, str) else None
         self._types: dict[str, np.dtype[Any]] = {}
         for key, dataset in self._datasets.items():
-            base = h5py.check_vlen_dtype(dataset.dtype) if isinstance(dataset, h5py.Dataset) else None
-            if not isinstance(base, np.dtype) or base.kind not in "iuf" or dataset.ndim != 1:
-                raise ValueError(f"{name}: '{key}' is {dataset}; expected one list of numbers for each event")
+            base, kinds = dataset.dtype if isinstance(dataset, h5py.Dataset) else None, "iu"
+            if base is not None and key in LISTS:
+                base, kinds = h5py.check_vlen_dtype(base), "iuf"
+            if not isinstance(base, np.dtype) or base.kind not in kinds or dataset.ndim != 1:
+                raise ValueError(f"{name}: '{key}' is {dataset}; expected {_expected(key)}")
             self.lengths[key], self._types[key] = len(dataset), base
 
     def read(self, key: str, entry: int) -> Array:
-        """One list of one event."""
+        """One list of one event; a number as a list of it."""
+        if key in NUMBERS:
+            return np.array([self._datasets[key][entry]])
         values = np.asarray(self._datasets[key][entry])
         # h5py (3.16) hands out big-endian lists as they lie in the file, and calls them native.
         return values if values.dtype == self._types[key] else values.view(self._types[key])
@@ -87,7 +105,10 @@ class Hdf5Rows:
 
 
 class ParquetRows:
-    """Rows of a Parquet file: one column of lists for each name. Keeps the last row group: reading on is linear."""
+    """Rows of a Parquet file: one column for each name, of lists or of integers.
+
+    Keeps the last row group: reading on is linear.
+    """
 
     def __init__(self, path: Path, name: str) -> None:
         """Open a file. name: what messages call it. Raises ValueError if it is damaged or holds something else."""
@@ -103,27 +124,29 @@ class ParquetRows:
         self.found = list(schema.names)
         note = (schema.metadata or {}).get(PROVENANCE.encode())
         self.provenance = None if note is None else note.decode(errors="replace")
-        keys = [key for key in LISTS if key in self.found]
+        keys = [key for key in (*LISTS, *NUMBERS) if key in self.found]
         for key in keys:
             kind = schema.field(key).type
-            if not any(is_list(kind) for is_list in (pa.types.is_list, pa.types.is_large_list)) or not any(
-                is_number(kind.value_type) for is_number in (pa.types.is_integer, pa.types.is_floating)
-            ):
-                raise ValueError(f"{name}: '{key}' is {kind}; expected one list of numbers for each event")
+            is_number = pa.types.is_integer(kind) or pa.types.is_null(kind)
+            if not (is_number if key in NUMBERS else _is_list_of_numbers(kind)):
+                raise ValueError(f"{name}: '{key}' is {kind}; expected {_expected(key)}")
         self.lengths = dict.fromkeys(keys, int(metadata.num_rows))  # events, by the name of the list
         sizes = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
         self._starts = list(itertools.accumulate(sizes, initial=0))
         self._last: dict[str, tuple[int, Any]] = {}  # name of a list -> row group and its column
 
     def read(self, key: str, entry: int) -> Array:
-        """One list of one event."""
+        """One list of one event; a number as a list of it, or of none where it is null."""
         wanted = bisect_right(self._starts, entry) - 1
         group, column = self._last.get(key, (-1, None))
         if group != wanted:
             # One thread: a pool of threads does not survive the fork of a data loader.
             column = self._file.read_row_group(wanted, columns=[key], use_threads=False)[key]
             self._last[key] = wanted, column
-        values = column[entry - self._starts[wanted]].values
+        value = column[entry - self._starts[wanted]]
+        if key in NUMBERS:
+            return np.array([value.as_py()]) if value.is_valid else np.empty(0)
+        values = value.values
         return np.empty(0) if values is None else np.asarray(values.to_numpy(zero_copy_only=False))
 
     def close(self) -> None:
@@ -141,7 +164,16 @@ def read_rows(path: Path) -> Iterator[Row]:
     with closing(open_rows(path, str(path))) as file:
         for entry in range(file.lengths["point"]):
             lists = (file.read(key, entry) if key in file.lengths else np.empty(0) for key in LISTS)
-            yield Row(*(values.astype(TYPES[key], copy=False) for key, values in zip(LISTS, lists, strict=True)))
+            typed = (values.astype(TYPES[key], copy=False) for key, values in zip(LISTS, lists, strict=True))
+            numbers = (number_of(file.read(key, entry)) if key in file.lengths else UNKNOWN for key in NUMBERS)
+            run, subrun, event = numbers
+            yield Row(*typed, run=run, subrun=subrun, event=event)
+
+
+def number_of(values: Array) -> int:
+    """The number in a list of one or none. UNKNOWN: none, or more than 63 bits, as some write for none."""
+    number = int(values[0]) if len(values) else UNKNOWN
+    return number if number < 2**63 else UNKNOWN
 
 
 def check_target(path: Path) -> None:
@@ -194,11 +226,10 @@ class _Hdf5Writer:
         if provenance is not None:
             self._file.attrs[PROVENANCE] = provenance
         self._written = 0
-        self._datasets = {key: self._create(key) for key in LISTS if key != OWN}
+        self._datasets = {key: self._create(key) for key in LISTS if key not in OPTIONAL}
 
     def write(self, row: Row) -> None:
-        if len(row.larpanda_truth) and OWN not in self._datasets:
-            self._datasets[OWN] = self._create(OWN)
+        self._datasets |= {key: self._create(key) for key in row.optional if key not in self._datasets}
         for key, dataset in self._datasets.items():
             dataset.resize((self._written + 1,))
             dataset[self._written] = getattr(row, key)
@@ -208,9 +239,9 @@ class _Hdf5Writer:
         self._file.close()
 
     def _create(self, key: str) -> h5py.Dataset:
-        dtype = h5py.vlen_dtype(TYPES[key])
+        dtype, fill = (np.int64, UNKNOWN) if key in NUMBERS else (h5py.vlen_dtype(TYPES[key]), None)
         return self._file.create_dataset(
-            key, (self._written,), dtype, maxshape=(None,), chunks=(64,), track_times=False
+            key, (self._written,), dtype, maxshape=(None,), chunks=(64,), fillvalue=fill, track_times=False
         )
 
 
@@ -219,7 +250,7 @@ class _ParquetWriter:
 
     def __init__(self, path: Path, provenance: str | None) -> None:
         self._path = path
-        lists = [_field(key) for key in LISTS if key != OWN]
+        lists = [_field(key) for key in LISTS if key not in OPTIONAL]
         note = None if provenance is None else {PROVENANCE: provenance}
         self._schema = pa.schema([*lists, ("n_points", pa.int64()), ("event_id", pa.int64())], note)
         self._file = self._open()
@@ -237,27 +268,35 @@ class _ParquetWriter:
 
     def _flush(self) -> None:
         if self._waiting:
-            if OWN not in self._schema.names and any(len(row.larpanda_truth) for row in self._waiting):
-                self._widen()
+            if missing := {key for row in self._waiting for key in row.optional} - set(self._schema.names):
+                self._widen(missing)
             columns: dict[str, Any] = {key: [getattr(row, key) for row in self._waiting] for key in LISTS}
+            for key in NUMBERS:
+                numbers = (getattr(row, key) for row in self._waiting)
+                columns[key] = [None if number == UNKNOWN else number for number in numbers]
             columns["n_points"] = [row.n_points for row in self._waiting]
             columns["event_id"] = range(self._written, self._written + len(self._waiting))
             self._file.write_table(pa.table(columns, schema=self._schema))
             self._written += len(self._waiting)
             self._waiting = []
 
-    def _widen(self) -> None:
-        """Give the file our own list: its columns are settled at its beginning, so what is written is written again."""
+    def _widen(self, missing: set[str]) -> None:
+        """Give the file columns of OPTIONAL: they are settled at its beginning, so what is written is written again."""
         self._file.close()
         earlier = self._path.replace(self._path.with_name(f"{self._path.name}.earlier"))
         try:
-            self._schema = self._schema.append(_field(OWN))
+            there = missing | set(self._schema.names)
+            always = [field for field in self._schema if field.name not in OPTIONAL]
+            optional = [_field(key) for key in OPTIONAL if key in there]  # in this order, whichever event comes first
+            self._schema = pa.schema([*always, *optional], self._schema.metadata)
             self._file = self._open()
             with pq.ParquetFile(earlier) as file:
                 for group in range(file.num_row_groups):
                     table = file.read_row_group(group)
-                    none = pa.array([[]] * len(table), _field(OWN).type)
-                    self._file.write_table(table.append_column(_field(OWN), none))
+                    for key in missing:
+                        nothing = pa.array([[] if key == OWN else None] * len(table), _field(key).type)
+                        table = table.append_column(_field(key), nothing)
+                    self._file.write_table(table.select(self._schema.names))
         finally:
             earlier.unlink()
 
@@ -266,7 +305,16 @@ class _ParquetWriter:
 
 
 def _field(key: str) -> pa.Field:
-    return pa.field(key, pa.list_(pa.from_numpy_dtype(TYPES[key])))
+    return pa.field(key, pa.int64() if key in NUMBERS else pa.list_(pa.from_numpy_dtype(TYPES[key])))
+
+
+def _expected(key: str) -> str:
+    return f"one {'integer' if key in NUMBERS else 'list of numbers'} for each event"
+
+
+def _is_list_of_numbers(kind: pa.DataType) -> bool:
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return bool(is_list and (pa.types.is_integer(kind.value_type) or pa.types.is_floating(kind.value_type)))
 
 
 def _open_hdf5(path: Path) -> h5py.File:

@@ -206,9 +206,9 @@ def _name(event: Event, number: int) -> str:
     if event.key is None:
         return f"event {number}"
     key = event.key
-    numbers = ((name, getattr(key, name)) for name in ("run", "subrun", "event"))
-    known = ", ".join(f"{name} {value}" for name, value in numbers if value != UNKNOWN)
-    return f"{Path(key.file).name}: event {key.entry}" + (f" ({known})" if known else "")
+    if key.entry == UNKNOWN:
+        return str(key)
+    return f"{Path(key.file).name}: event {key.entry}" + (f" ({key.numbers})" if key.numbers else "")
 
 
 def _note(reconstruction: Reconstruction | None) -> str:

@@ -91,7 +91,8 @@ def few_queries(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tens
     if not torch.is_grad_enabled():
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
     logits = (query * query.shape[3] ** -0.5) @ key.transpose(2, 3) + bias
-    return logits.softmax(3).to(value.dtype) @ value
+    result: Tensor = logits.softmax(3).to(value.dtype) @ value
+    return result
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
