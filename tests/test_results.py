@@ -26,7 +26,7 @@ def test_tables_are_made_again_from_the_results_alone(study, tmp_path):
 def test_results_are_of_one_budget_and_name_no_folder_of_a_machine(study):
     results = read_results(study)
     assert len({result.samples for result in results}) == 1
-    assert {result.samples for result in read_grid(study)} == {results[0].samples // 4}
+    assert {result.samples for result in read_grid(study)} <= {results[0].samples // 4}
     for result in results:
         for judged in result.tests:
             assert not Path(judged.source).is_absolute()
