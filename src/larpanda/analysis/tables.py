@@ -24,6 +24,7 @@ from larpanda.publish import sync
 
 ROW_GROUP_VOXELS = 250_000  # about 50 events of PILArNet-M and 5 MB in memory: small to hold, large enough to compress
 ROW_GROUP_EVENTS = 10_000
+JOINED = 64  # batches that wait, before they become one: a batch of one event weighs twenty times what is in it
 
 
 def column(name: str, kind: pa.DataType, unit: str, description: str, null: str = "") -> pa.Field:
@@ -286,6 +287,8 @@ class _PartFile:
         """Add rows; they go to the file once ``row_group`` of them have come together. Events are never split."""
         batch = pa.RecordBatch.from_pydict(dict(columns), schema=self._schema)
         self._waiting.append(batch)
+        if len(self._waiting) == JOINED:
+            self._waiting = pa.Table.from_batches(self._waiting).combine_chunks().to_batches()
         self._rows += batch.num_rows
         if self._rows >= row_group:
             self._flush()
