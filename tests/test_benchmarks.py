@@ -235,3 +235,68 @@ def test_the_bare_model_runs_all_heads(monkeypatch):
     model.model.interaction.register_forward_hook(lambda *_: calls.append(1))
     reconstruct_speed.bare(model, [batch, batch])
     assert len(calls) == 2
+
+
+def test_variants_of_batches_and_blocks_differ_from_the_default_in_what_they_say():
+    import ablations
+
+    from larpanda.data.views import Augmentation
+    from larpanda.model import backbone
+    from larpanda.model.backbone import Encoder
+    from larpanda.train.recipes import NANO_ENCODER
+    from larpanda.train.tasks import LabelledBatches
+
+    event = larpanda.open_events(EVENTS)[3]
+    changes = Augmentation(charge_jitter=0.05)
+    usual, late = (
+        kind(changes, 0.13, 2)([event], [np.random.default_rng(1)], 0.0).points
+        for kind in (LabelledBatches, ablations.TurnedLate)
+    )
+    visible = event.visible()[0]
+    assert torch.equal(late.position, visible.position)
+    assert not torch.equal(late.to("cpu").told, visible.position)
+    assert not torch.equal(usual.position, visible.position)
+    cell = torch.arange(len(visible))
+    told = ablations.told_features(late.to("cpu"), cell, len(cell))
+    assert torch.equal(told[:, :3], backbone.centred(late.told))
+    assert not torch.equal(told[:, :3], backbone.input_features(late, cell, len(cell))[:, :3])
+
+    jittered = ablations.jitter_logarithm(event, 0.05, np.random.default_rng(1))
+    ratio = (jittered.energy / event.energy).log().abs()
+    zero, high = (event.energy - 0.4373).abs() < 0.01, event.energy > 5
+    assert ratio[zero].max() < 0.02 < ratio[high].mean()
+    assert torch.equal(ablations.jitter_logarithm(event, 0.0, np.random.default_rng(1)).energy, event.energy)
+
+    encoder = Encoder(NANO_ENCODER)
+    full, block = sum(p.numel() for p in encoder.parameters()), encoder.blocks[2][0]
+    level = encoder(PointBatch.pack([visible])).levels[2]
+    x, neighbors = torch.randn(level.rows, 64, generator=torch.Generator().manual_seed(0)), level.neighbors
+    with torch.no_grad():
+        before = block.conv_linear(block.conv(x, neighbors)).std().item()
+        ablations.narrow(encoder, 4)
+        after = block.conv_linear(block.conv(x, neighbors)).std().item()
+    assert after == pytest.approx(before, rel=0.3)  # 3 % from one choice of weights to another
+    assert sum(p.numel() for p in encoder.parameters()) < 0.6 * full
+
+
+def test_the_table_of_ablations_comes_from_the_results_alone(tmp_path, capsys):
+    import ablations
+
+    from larpanda.results import Score
+
+    def put(side, seed, value, samples=5000):
+        settings = ablations.Settings("train.h5", "test.h5", "probe.h5", 1000, samples, 2000, 100)
+        made = ablations.Made((Score("macro_f1", value, value - 0.01, None),), 200, 10, 625, 312.5)
+        ablations.write_result(tmp_path, ablations.Result(*side, seed, settings, None, made))
+
+    put(ablations.BASELINE, 0, 0.7)
+    put(ablations.BASELINE, 1, 0.72)
+    put(("window", "64"), 0, 0.65)
+    assert ablations.main(["--redraw", "--out", str(tmp_path)]) == 0
+    made = capsys.readouterr().out
+    assert made == (tmp_path / "table.md").read_text()
+    assert "| attention windows of 128 | 64 | 0 | 200 | macro F1 0.700, 0.650 | +0.050 | 0.50, 0.50 | 10, 10 |" in made
+    assert "| attention windows of 128 | 256 (paper) |  |  | not compared |" in made
+    put(("cells", "0.665"), 0, 0.6, samples=4000)
+    with pytest.raises(ValueError, match="same events and budgets"):
+        ablations.table(tmp_path)

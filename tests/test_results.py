@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from larpanda.efficiency import write_labels
+from larpanda.gallery import draw_figures
 from larpanda.results import read_grid, read_results
 
 STUDIES = sorted(path.parent for path in (Path(__file__).parents[1] / "docs/results").glob("*/results"))
@@ -33,7 +34,7 @@ def test_results_are_of_one_budget_and_name_no_folder_of_a_machine(study):
             assert all(0 <= score.value <= 1 for score in judged.scores if score.value is not None)
 
 
-@pytest.mark.parametrize("name", ["geant4_val", "generated"])
+@pytest.mark.parametrize("name", ["geant4_3001/metrics", "geant4_val", "generated"])
 def test_readme_and_model_card_say_what_the_evaluation_of_nano_says(name):
     root = Path(__file__).parents[1]
     metrics = json.loads((root / f"docs/results/nano/{name}.json").read_text())
@@ -46,6 +47,14 @@ def test_readme_and_model_card_say_what_the_evaluation_of_nano_says(name):
         for part, key in wanted:
             value, low, high = (metrics[part][f"{key}{end}"] for end in ("", "_low", "_high"))
             assert f"{value:.3f} [{low:.3f}, {high:.3f}]" in text
+
+
+def test_figures_7_to_9_are_drawn_again_from_the_evaluation_alone(tmp_path):
+    made = Path(__file__).parents[1] / "docs/results/nano/geant4_3001"
+    for name in ("metrics.json", "per_event.json"):
+        shutil.copy(made / name, tmp_path)
+    drawn = {figure.name for figure in draw_figures(tmp_path)}
+    assert {path.stem for path in (made / "figures").iterdir()} <= drawn
 
 
 def test_the_table_of_query_heads_and_baselines_is_that_of_its_file():
