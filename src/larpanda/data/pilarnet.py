@@ -80,10 +80,14 @@ class EventFile:
         self._names = ("point", *(name for name in wanted if name in rows.lengths))
         for name in self._names:
             if rows.lengths[name] != self._length:
-                hint = "" if name in NUMBERS else " (truth=False reads the points alone)"
+                if name in NUMBERS:
+                    raise ValueError(
+                        f"{self.name}: '{name}' has {rows.lengths[name]} events and 'point' {self._length}; "
+                        "expected as many"
+                    )
                 raise ValueError(
                     f"{self.name}: '{name}' has {rows.lengths[name]} events and 'point' {self._length}; "
-                    f"expected as many{hint}"
+                    "expected as many (truth=False reads the points alone)"
                 )
         self.close()
 
