@@ -81,9 +81,9 @@ def write_transfer(out: Path) -> str:
     lines = []
     for row in dict.fromkeys(result.row for result in results if result.row not in SUPERVISED):
         with suppress(ValueError):  # not made yet
-            lines.append(
-                f"{NAMES[row]}: {told(transfer(results, row))} times fewer event samples to the score from scratch"
-            )
+            ratio = transfer(results, row)
+            words = f"{told(ratio)} times fewer event samples to" if ratio.value else "does not reach"
+            lines.append(f"{NAMES[row]}: {words} the score from scratch")
     return "\n".join(lines)
 
 
