@@ -144,7 +144,7 @@ def lines_svg(
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.8, 4.2), layout="constrained")
+    figure = Figure(figsize=(6.8, 4.8), layout="constrained")
     panel = figure.subplots()
     for i, (name, places, values, low, high) in enumerate(lines):
         color = INSTANCE_COLORS[i % len(INSTANCE_COLORS)]
@@ -158,7 +158,7 @@ def lines_svg(
     panel.grid(color="#E4E4E4", linewidth=0.6)
     panel.spines[["top", "right"]].set_visible(False)
     if len(lines) > 1:
-        panel.legend(fontsize=8, frameon=False)
+        figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)  # inside it would hide lines
     return svg_text(figure)
 
 
