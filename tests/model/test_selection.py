@@ -132,6 +132,17 @@ def test_voxels_that_touch_vote_together():
         assert torch.allclose(_voted(found, PLACE, motif, config), expected, atol=1e-6)
 
 
+def test_particles_that_touch_stay_apart_where_no_motifs_are_known():
+    """A vertex of three tracks: of a model with a head for particles alone, masks are all that is known."""
+    way = torch.arange(1, 21)[:, None]
+    position = torch.cat([way * torch.tensor(axis) for axis in ([1, 0, 0], [0, 1, 0], [0, 0, 1])]).float()
+    truth = torch.arange(3).repeat_interleave(20)
+    masks = (torch.nn.functional.one_hot(truth).t() - 0.5) * 16.0
+    kinds = torch.tensor([[9.0, 0.0, 0.0]]).expand(3, 3)
+    found = select(Instances(masks, kinds, torch.zeros(60)), position, None, 2, PARTICLES)
+    assert found.query[found.owner].tolist() == truth.tolist()
+
+
 def test_two_tracks_in_one_mask_are_two_instances_of_its_class():
     track = torch.stack([torch.arange(40), torch.zeros(40), torch.zeros(40)], 1)
     position = torch.cat([track, track[:30] + torch.tensor([0, 200, 0]), torch.tensor([[400.0, 0, 0]])])  # 60 cm apart

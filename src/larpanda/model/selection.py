@@ -36,7 +36,10 @@ class SelectConfig:
     sigma: float = 2.0
     """Of matrix NMS: how strongly overlap with a better mask of the class lowers the score."""
     together: Literal["fragment", "all", "none"] = "fragment"
-    """Who has the mean of their mask probabilities: voxels of a fragment, all that touch, or no one."""
+    """Who has the mean of their mask probabilities: voxels of a fragment, all that touch, or no one.
+
+    Where motifs are not known there are no fragments, and no one has: at a vertex the voxels of all particles touch.
+    """
     gap_cm: float = 40.0
     """An instance with such a gap is divided; infinite: none is."""
     cover_all: bool = False
@@ -104,7 +107,7 @@ def select(
     Args:
         found: of the head, over N points.
         position: [N, 3] of them, voxels.
-        motif: [N] int64, their predicted motifs; None: not known, all as one.
+        motif: [N] int64, their predicted motifs; None: not known.
         things: classes below this are instances; those above (LED) and no object are not.
         config: how.
 
@@ -139,10 +142,10 @@ def select(
 def _voted(found: Instances, position: Tensor, motif: Tensor | None, config: SelectConfig) -> Tensor:
     """[Q, N] mask probabilities: of each fragment, or of voxels that touch, the mean."""
     p = found.mask_logits.float().sigmoid()
-    if config.together == "none" or not len(position):
+    if config.together == "none" or (motif is None and config.together == "fragment") or not len(position):
         return p
     voxel, led = position.double().cpu().numpy(), (found.led_probability >= 0.5).cpu().numpy()
-    if motif is None or config.together == "all":
+    if motif is None or config.together == "all":  # without motifs only the latter is left
         piece = torch.from_numpy(touching(voxel, np.where(led, UNKNOWN, 0))).to(p.device)
     else:
         piece = torch.from_numpy(parts(voxel, np.where(led, Motif.LED, motif.cpu().numpy()))).to(p.device)
