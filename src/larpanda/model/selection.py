@@ -1,8 +1,8 @@
 """How masks of queries become instances (paper section 3.2.2, inference), and what we do that the paper does not.
 
 A head that has learnt from few events says well which particle a trajectory belongs to, and badly so voxel by voxel.
-Therefore voxels of a fragment vote together, and what has a gap is divided: PARTICLES and INTERACTIONS. With
-AS_PUBLISHED neither is done.
+Therefore voxels of a fragment vote together, if motifs are known, and what has a gap is divided: PARTICLES and
+INTERACTIONS. With AS_PUBLISHED neither is done.
 """
 
 import math
@@ -38,7 +38,7 @@ class SelectConfig:
     together: Literal["fragment", "all", "none"] = "fragment"
     """Who has the mean of their mask probabilities: voxels of a fragment, all that touch, or no one.
 
-    Where motifs are not known there are no fragments, and no one has: at a vertex the voxels of all particles touch.
+    Where motifs are not known there are no fragments, and ``fragment`` is ``none``: at a vertex all particles touch.
     """
     gap_cm: float = 40.0
     """An instance with such a gap is divided; infinite: none is."""

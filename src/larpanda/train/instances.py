@@ -98,7 +98,7 @@ def find_instances(
     """How true and predicted instances of each event share the voxels above the model's threshold.
 
     Args:
-        model: with the head; where it has one of motifs, too, voxels of different motifs do not vote together.
+        model: with the head; where it has one of motifs, too, voxels of a fragment vote together.
         what: which head.
         events: with truth.
         config: how masks become instances; None: PARTICLES or INTERACTIONS.
