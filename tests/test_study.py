@@ -120,6 +120,18 @@ def test_a_cell_that_fails_is_said_and_made_the_next_time(small):
     assert (out / "results/scratch-2-0.json").exists()
 
 
+def test_a_signal_ends_the_study_not_one_run_of_it_and_the_same_command_goes_on(small, monkeypatch):
+    config, out = small
+    config = replace(config, rows=("scratch",), seeds=(0,), grid=(1e-3,))
+    monkeypatch.setenv("LARPANDA_FAULT", "term@step:step=2")
+    said = []
+    assert run_study(config, out, 1, said.append) == [f"scratch-2-0: {study.STOPPED}"]
+    assert [path.name for path in (out / "runs").iterdir() if path.is_dir()] == ["scratch-2-0"]
+    monkeypatch.delenv("LARPANDA_FAULT")
+    assert run_study(config, out, 1, lambda line: None) == []
+    assert len(list((out / "results").iterdir())) == 2
+
+
 @pytest.mark.parametrize("task", ["particle", "interaction"])
 def test_instances_are_studied_by_their_own_numbers(small, task, capsys):
     config, out = small

@@ -56,6 +56,7 @@ TASK_ROWS: dict[Task, tuple[str, ...]] = {
     "interaction": ("scratch", "decoder", "full"),
 }
 DATA = (("train", 10_000, 6), ("select", 200, 7), ("test", 1_000, 103))  # name, events, seed of the generator
+STOPPED = "stopped by a signal and saved; the same command goes on"
 SAVING_SECONDS = 60  # a worker has to save, once its study is gone
 EVALUATIONS = 20  # of a run, on the selection events; a candidate of the grid has a fifth of them
 
@@ -164,6 +165,8 @@ def run_study(config: StudyConfig, out: Path, workers: int, say: Callable[[str],
             else:
                 failed.append(f"{cell.name}: {error}")
                 say(failed[-1])
+                if error == STOPPED and workers == 1:  # the signal was for this process, so for the whole study
+                    return failed
     return failed
 
 
@@ -252,7 +255,7 @@ def _finetune(config: StudyConfig, cell: Cell, out: Path) -> str | None:
         ),
     )
     if bundle is None:
-        return "stopped by a signal and saved; the same command goes on"
+        return STOPPED
     tests: list[Judged] = []
     if cell.lr is None:
         model = load_bundle(bundle).model
@@ -303,7 +306,7 @@ def _pretrain(config: StudyConfig, cell: Cell, out: Path) -> str | None:
         ),
     )
     if bundle is None:
-        return "stopped by a signal and saved; the same command goes on"
+        return STOPPED
     _write(config, cell, out, settings, started, [])
     return None
 
