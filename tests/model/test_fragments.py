@@ -65,6 +65,11 @@ def test_fragments_are_voxels_that_touch_and_have_one_motif_and_tracks_are_divid
         ends = found.shape[i, 3:9].view(2, 3)
         distance = torch.cdist(place, torch.cat([place.mean(0)[None], ends[:1]]))
         assert distance.amax(0) == pytest.approx((ends - torch.stack([place.mean(0), ends[0]])).norm(dim=1), abs=1e-6)
+        for near, end in zip(found.ends[i].view(2, -1), ends, strict=True):
+            close = (place - end).norm(dim=1) <= 10.02 / 384
+            assert torch.allclose(near[:-2], wide[close].mean(0), atol=1e-5)
+            said = near[-2:].exp().tolist()
+            assert said == pytest.approx([int(close.sum()), float(batch.energy[rows][close].sum())], rel=1e-5)
         assert found.shape[i, 9:].exp().tolist() == pytest.approx([int(rows.sum()), float(batch.energy[rows].sum())])
 
 
@@ -91,10 +96,27 @@ def test_deposits_are_in_no_mask_and_an_event_of_nothing_else_is_no_error(model,
 
 def test_how_two_fragments_lie():
     place = torch.tensor([[[0.0, 0, 0, -0.5, 0, 0, 0.5, 0, 0], [0.0, 1.0, 0, 0.5, 0.2, 0, 0.0, 2.0, 0]]])
-    nearest, centres, log_nearest, _ = _relations(place)[0, 0, 1].tolist()
+    found = _relations(place)[0]
+    nearest, centres, miss, missed, *logs = found[0, 1, :8].tolist()
     assert (nearest, centres) == pytest.approx((0.2, 1.0))
-    assert log_nearest == pytest.approx(np.log(0.2 + 2 / 768))
-    assert torch.equal(_relations(place), _relations(place).transpose(1, 2))
+    assert miss == pytest.approx(1.0)  # the axis of the first is x, the centre of the second lies on y
+    turn = np.array([-0.5, 1.8]) / np.hypot(0.5, 1.8)  # axis of the second
+    assert missed == pytest.approx(np.sqrt(1 - turn[1] ** 2), abs=1e-6)
+    assert logs == pytest.approx(np.log(np.array([nearest, centres, miss, missed]) + 2 / 768), abs=1e-5)
+    angles = found[0, 1, 8:].tolist()
+    assert angles == pytest.approx([abs(turn[0]), 0.0, turn[1] / (1 + 2 / 768)], abs=1e-6)
+    swapped = [0, 1, 3, 2, 4, 5, 7, 6, 8, 10, 9]
+    assert torch.allclose(found[1, 0], found[0, 1, swapped])
+    turned = place[..., [0, 1, 2, 6, 7, 8, 3, 4, 5]]  # ends exchanged
+    assert torch.allclose(_relations(turned)[0], found, atol=1e-6)
+
+
+def test_a_fragment_of_one_voxel_lies_somewhere_too():
+    place = torch.zeros(1, 2, 9)
+    place[0, 1] = 0.5
+    found = _relations(place)
+    assert found.isfinite().all()
+    assert found[0, 0, 1, 2].item() == pytest.approx(0.75**0.5)  # no axis: as far as its centre
 
 
 def test_a_head_for_fragments_needs_one_for_motifs_and_comes_back_from_a_bundle(model, tmp_path, events):

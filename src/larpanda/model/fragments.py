@@ -8,6 +8,7 @@ an hour on a CPU as it would of points in days; what two particles share of one 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +30,10 @@ Numbers = npt.NDArray[np.float64]
 EVENT_VOXELS = 1 << 12  # from one event to the next, where their tracks are looked at together
 SHAPE = 11  # numbers of a fragment's shape
 OCTAVES = 6  # of the sines and cosines of a place: the finest has a period of 14 cm
-RELATIONS = 4  # numbers that say how two fragments lie
+RELATIONS = 11  # numbers that say how two fragments lie
+RELATION_CHANNELS = 16
+END_RADIUS = 10.02 * 2.0 / IMAGE_VOXELS  # what is near an end of a fragment: 10 voxels, 3 cm; the rest is for rounding
+END_SIZES = 2  # numbers of how much is near an end
 
 
 def parts(voxel: Numbers, motif: Ints, event_id: Ints | None = None) -> Ints:
@@ -57,6 +61,7 @@ class Fragments:
     """The F fragments of B events, event by event."""
 
     feature: Tensor  # [F, W + 5]: means over their points of up-cast features and of motif probabilities
+    ends: Tensor  # [F, 2 (W + 7)]: of either end the same means over points within 3 cm, log of points, of energy (MeV)
     shape: Tensor  # [F, 11] float32: centre, two ends (-1..1 within the image), log of points, log of energy (MeV)
     start: Tensor  # [B + 1] int64: event b owns fragments start[b]:start[b + 1]
 
@@ -103,13 +108,32 @@ class Fragments:
         sums = sum_groups(torch.cat([known, position, energy[:, None]], 1), own, n)
         feature, centre, total = torch.split(sums, [known.shape[1], 3, 1], 1)
         centre = centre / size
-        end = _farthest(position, own, centre)
-        shape = torch.cat([centre, end, _farthest(position, own, end), size.log(), total.log()], 1)
-        return cls(feature / size, shape, start)
+        first = _farthest(position, own, centre)
+        second = _farthest(position, own, first)
+        ends = [_near(end, known, position, energy, own) for end in (first, second)]
+        shape = torch.cat([centre, first, second, size.log(), total.log()], 1)
+        return cls(feature / size, torch.cat(ends, 1), shape, start)
 
     def to(self, device: torch.device) -> "Fragments":
         """The same on a device."""
-        return Fragments(self.feature.to(device), self.shape.to(device), self.start.to(device))
+        return Fragments(*(x.to(device) for x in (self.feature, self.ends, self.shape, self.start)))
+
+    def half(self) -> "Fragments":
+        """The same with features in float16, to be kept."""
+        return Fragments(self.feature.half(), self.ends.half(), self.shape, self.start)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that they take."""
+        return self.feature.nbytes + self.ends.nbytes + self.shape.nbytes
+
+    @classmethod
+    def pack(cls, parts: Sequence["Fragments"]) -> "Fragments":
+        """Lay events end to end."""
+        counts = torch.cat([part.start.diff() for part in parts])
+        start = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        feature, ends, shape = (torch.cat([getattr(x, name) for x in parts]) for name in ("feature", "ends", "shape"))
+        return cls(feature, ends, shape, start)
 
 
 def _farthest(position: Tensor, own: Tensor, origin: Tensor) -> Tensor:
@@ -121,6 +145,18 @@ def _farthest(position: Tensor, own: Tensor, origin: Tensor) -> Tensor:
     return position[row]
 
 
+def _near(end: Tensor, known: Tensor, position: Tensor, energy: Tensor, own: Tensor) -> Tensor:
+    """Of each fragment what is near an end of it: a shower's start and a track's stop say what it is.
+
+    [F, 3] ends; [N, W] known, [N, 3], [N], [N] fragments -> [F, W + 2] means, log of points, log of energy.
+    """
+    near = ((position - end[own]) ** 2).sum(1) <= END_RADIUS**2
+    own, n = own[near], len(end)
+    count = torch.bincount(own, minlength=n)[:, None].float()  # at least the end itself
+    sums = sum_groups(torch.cat([known[near], energy[near, None]], 1), own, n)
+    return torch.cat([sums[:, :-1] / count, count.log(), sums[:, -1:].log()], 1)
+
+
 class ContextBlock(nn.Module):
     """Fragments of an event look at one another; where they lie biases how much."""
 
@@ -128,13 +164,14 @@ class ContextBlock(nn.Module):
         super().__init__()
         c = config.channels
         self.heads = c // config.head_dim
-        self.relation_in, self.relation_out = LinearGelu(RELATIONS, 4 * RELATIONS), nn.Linear(4 * RELATIONS, self.heads)
+        self.relation_in = LinearGelu(RELATIONS, RELATION_CHANNELS)
+        self.relation_out = nn.Linear(RELATION_CHANNELS, self.heads)
         self.attention_norm, self.mlp_norm = nn.LayerNorm(c), nn.LayerNorm(c)
         self.qkv, self.attention_linear = nn.Linear(c, 3 * c), nn.Linear(c, c)
         self.mlp_in, self.mlp_out = LinearGelu(c, config.mlp_ratio * c), nn.Linear(config.mlp_ratio * c, c)
 
     def forward(self, x: Tensor, relation: Tensor, hidden: Tensor, packed: Packed) -> Tensor:
-        """[F, C], [B, L, L, 4], [B, L] bool (no fragment there) -> [F, C]."""
+        """[F, C], [B, L, L, 11], [B, L] bool (no fragment there) -> [F, C]."""
         bias = self.relation_out(self.relation_in(relation)).masked_fill(hidden[:, None, :, None], NO_MASK)
         qkv = packed.pad(self.qkv(self.attention_norm(x)))
         q, k, v = qkv.view(*qkv.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
@@ -152,9 +189,12 @@ class FragmentHead(QueryDecoder):
     def __init__(self, config: PanopticConfig, encoder: EncoderConfig | UResNetConfig) -> None:
         super().__init__(config)
         c, width = config.channels, encoder.out_channels + len(Motif)
+        n_ends = 2 * (width + END_SIZES)
         n_shape = (SHAPE - 2) * (1 + 2 * OCTAVES) + 2
         self.feature_norm = nn.LayerNorm(width)
         self.feature_in, self.feature_out = LinearGelu(width, 2 * c), nn.Linear(2 * c, c)
+        self.ends_norm = nn.LayerNorm(n_ends)
+        self.ends_in, self.ends_out = LinearGelu(n_ends, 2 * c), nn.Linear(2 * c, c)
         self.shape_in, self.shape_out = LinearGelu(n_shape, 2 * c), nn.Linear(2 * c, c)
         self.context = nn.ModuleList(ContextBlock(config) for _ in range(config.context))
         self.initialize()
@@ -167,6 +207,7 @@ class FragmentHead(QueryDecoder):
         shape = torch.cat([place, octave.sin().flatten(1), octave.cos().flatten(1), sizes], 1)
         position = self.shape_out(self.shape_in(shape.to(dtype)))
         x = self.feature_out(self.feature_in(self.feature_norm(fragments.feature.to(dtype)))) + position
+        x = x + self.ends_out(self.ends_in(self.ends_norm(fragments.ends.to(dtype))))
         packed = Packed.of(fragments.start, few=True)
         relation = _relations(packed.pad(place))
         hidden = packed.pad(torch.ones_like(place[:, :1]))[:, :, 0] == 0
@@ -191,12 +232,22 @@ class FragmentHead(QueryDecoder):
 
 
 def _relations(place: Tensor) -> Tensor:
-    """[B, L, 9] centre and ends -> [B, L, L, 4]: least distance of two fragments' three places and that of their
-    centres, each also as a logarithm from a voxel on.
+    """[B, L, 9] centre and ends -> [B, L, L, 11]: how fragment i lies to j.
+
+    Least distance of their three places, that of their centres, by how much the axis of i misses the centre of j and
+    that of j the centre of i (a shower points back to where it is from); each also as a logarithm from a voxel on; then
+    cosines of the angles between the axes, and of i's and of j's with the line from centre to centre, without sign,
+    since which end is which means nothing.
     """
     b, n = place.shape[:2]
     points = place.reshape(b, 3 * n, 3)
     distance = torch.cdist(points, points).view(b, n, 3, n, 3)
     nearest, centres = distance.amin((2, 4)), distance[:, :, 0, :, 0]
-    both = torch.stack([nearest, centres], 3)
-    return torch.cat([both, (both + 2.0 / IMAGE_VOXELS).log()], 3)
+    axis = F.normalize(place[..., 6:] - place[..., 3:6], dim=2)
+    between = place[:, None, :, :3] - place[:, :, None, :3]
+    along = (axis[:, :, None] * between).sum(3)
+    miss = (between - along[..., None] * axis[:, :, None]).norm(dim=3)
+    lengths = torch.stack([nearest, centres, miss, miss.transpose(1, 2)], 3)
+    pointing = along.abs() / (centres + 2.0 / IMAGE_VOXELS)
+    cosines = torch.stack([(axis @ axis.transpose(1, 2)).abs(), pointing, pointing.transpose(1, 2)], 3)
+    return torch.cat([lengths, (lengths + 2.0 / IMAGE_VOXELS).log(), cosines], 3)

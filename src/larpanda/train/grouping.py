@@ -66,7 +66,7 @@ class LabelledFragments:
         made, of_point = Fragments.of(points, pyramid, model.semantic(pyramid))
         of_point = of_point.cpu()
         return cls(
-            Fragments(made.feature.half(), made.shape, made.start).to(torch.device("cpu")),
+            made.half().to(torch.device("cpu")),
             Shares.of(of_point, points.particle, points.species),
             Shares.of(of_point, points.interaction, torch.zeros_like(points.interaction)),
         )
@@ -82,9 +82,7 @@ class LabelledFragments:
     @property
     def nbytes(self) -> int:
         """Memory that they take."""
-        return (
-            self.fragments.feature.nbytes + self.fragments.shape.nbytes + self.particle.nbytes + self.interaction.nbytes
-        )
+        return self.fragments.nbytes + self.particle.nbytes + self.interaction.nbytes
 
     def to(self, device: torch.device) -> "LabelledFragments":
         """The same on a device."""
@@ -93,8 +91,6 @@ class LabelledFragments:
     @classmethod
     def pack(cls, parts: Sequence["LabelledFragments"]) -> "LabelledFragments":
         """Lay events end to end."""
-        counts = torch.cat([part.fragments.start.diff() for part in parts])
-        start = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         offsets = [0]
         for part in parts:
             offsets.append(offsets[-1] + len(part))
@@ -104,11 +100,7 @@ class LabelledFragments:
             rest = (torch.cat([getattr(one, name) for one in of]) for name in ("instance", "kind", "points"))
             return Shares(torch.cat(moved), *rest)
 
-        fragments = Fragments(
-            torch.cat([part.fragments.feature for part in parts]),
-            torch.cat([part.fragments.shape for part in parts]),
-            start,
-        )
+        fragments = Fragments.pack([part.fragments for part in parts])
         return cls(fragments, shares([part.particle for part in parts]), shares([part.interaction for part in parts]))
 
 
