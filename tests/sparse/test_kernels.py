@@ -4,15 +4,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from larpanda.sparse import kernels
 from larpanda.sparse.attend import attend, windows
 from larpanda.sparse.convolve import PackedConvolution, convolve
-from larpanda.sparse.kernels import STEP, PackedLinear, attention, round_up, worth_packing
+from larpanda.sparse.kernels import STEP, PackedLinear, attention, can_pack, round_up
 from larpanda.sparse.neighbors import UNUSED, neighbor_map
 
-needs_packing = pytest.mark.skipif(
-    not worth_packing(torch.empty(1, 1, dtype=torch.bfloat16)), reason="weights are packed on x86 CPUs only"
-)
 LIMIT = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+PACKED = [
+    pytest.param(dtype, marks=pytest.mark.skipif(not can_pack(dtype), reason=f"this CPU packs no {dtype}"))
+    for dtype in LIMIT
+]
 
 
 def random(*shape, dtype=torch.float32, seed=0):
@@ -34,8 +36,7 @@ def test_few_sizes_and_little_growth():
     assert [round_up(size) for size in set(sizes)] == list(set(sizes))
 
 
-@needs_packing
-@pytest.mark.parametrize("dtype", LIMIT)
+@pytest.mark.parametrize("dtype", PACKED)
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("n", [1, 16, 77])
 def test_a_packed_linear_layer(dtype, gelu, n):
@@ -44,8 +45,7 @@ def test_a_packed_linear_layer(dtype, gelu, n):
     assert_near(PackedLinear(weight, bias, gelu)(x), F.gelu(expected) if gelu else expected)
 
 
-@needs_packing
-@pytest.mark.parametrize("dtype", LIMIT)
+@pytest.mark.parametrize("dtype", PACKED)
 @pytest.mark.parametrize("sizes", [[150, 40], [1], [343]])
 def test_a_packed_convolution(make_cells, dtype, sizes):
     cell, event = make_cells(sizes, side=7)
@@ -88,3 +88,11 @@ def test_bfloat16_attention_has_a_gradient():
     attention(q, k, v, None).sum().backward()
     assert q.grad.isfinite().all()
     assert v.grad.isfinite().all()
+
+
+def test_a_type_that_this_cpu_cannot_pack_is_left_as_it_is(monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("bf16 path needs the cpu support avx_ne_convert or avx512bw, avx512vl and avx512dq")
+
+    monkeypatch.setattr(kernels, "PackedLinear", refuse)
+    assert not can_pack.__wrapped__(torch.bfloat16)

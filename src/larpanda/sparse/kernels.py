@@ -50,19 +50,24 @@ def worth_packing(weight: Tensor) -> bool:
 
     Narrow ones do not make up for what each call costs (`nano`: 58 ms an event with all packed, 46 with none).
     """
-    return (weight.dtype == torch.bfloat16 or min(weight.shape) >= PACKED_WIDTH) and _can_pack()
+    return (weight.dtype == torch.bfloat16 or min(weight.shape) >= PACKED_WIDTH) and can_pack(weight.dtype)
 
 
 @cache
-def _can_pack() -> bool:
-    """PackedLinear rests on operators that PyTorch's own compiler uses but does not promise."""
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether PackedLinear works here with weights of a type.
+
+    It rests on operators that PyTorch's own compiler uses but does not promise; in bfloat16 they need AVX512 or newer.
+    """
     if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.enabled:
         return False
     # Room for the code of as many sizes as events have; oneDNN's own limit of 1024 is less. Read at its first use.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
     try:
         x, weight, bias = torch.eye(STEP, 16), torch.arange(128.0).view(8, 16), torch.arange(8.0)
-        return torch.allclose(PackedLinear(weight, bias, True)(x), F.gelu(F.linear(x, weight, bias)))
+        x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
+        expected = F.gelu(F.linear(x, weight, bias))
+        return torch.allclose(PackedLinear(weight, bias, True)(x), expected, rtol=torch.finfo(dtype).eps)
     except (AttributeError, RuntimeError, TypeError):
         return False
 
