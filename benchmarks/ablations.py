@@ -19,7 +19,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -515,7 +515,7 @@ def read_result(path: Path) -> Result:
 
 
 def table(out: Path) -> str:
-    """All results of a folder in Markdown; of several seeds those that both sides have.
+    """All results of a folder in Markdown, a row for each number of a comparison that was made.
 
     Raises:
         ValueError: none is there, or not all have the same events and budgets.
@@ -528,37 +528,44 @@ def table(out: Path) -> str:
     lines = [
         f"{budget.labels:,} events of `{budget.train}` to train on: {budget.samples:,} samples for motifs, "
         f"{budget.particle_samples:,} for particles, {budget.pretrain_steps:,} steps of pre-training. Probes: "
-        f"`{budget.probe}`. Judged by `{budget.test}`; 68 % intervals over events. Of several seeds a result each.",
+        f"`{budget.probe}`. Judged by events of `{budget.test}`. Means over the seeds that both sides have; of several "
+        "the standard error of the mean difference, and each difference.",
         "",
-        "| what | against | seeds | events | result | difference | s a step | weights |",
-        "|---" * 8 + "|",
+        "| what | against | seeds | events | | what | against | difference | weights |",
+        "|---" * 9 + "|",
     ]
     for sides in COMPARISONS.values():
         (first, what), *others = sides.items()
         for second, against in others:
             seeds = sorted({one.seed for one in results if {first + (one.seed,), second + (one.seed,)} <= there.keys()})
             pairs = [(there[first + (seed,)], there[second + (seed,)]) for seed in seeds]
-            cells = _cells(pairs) if pairs else ["", "", "not compared", "", "", ""]
-            lines.append(f"| {' | '.join([what, against, *cells])} |")
+            lines += [f"| {' | '.join([what, against, *cells])} |" for cells in _rows(pairs)]
     return "\n".join(lines) + "\n"
 
 
-def _cells(pairs: Sequence[tuple[Result, Result]]) -> list[str]:
-    """Seeds, events, result, difference, seconds and weights of the two sides of a comparison."""
+def _rows(pairs: Sequence[tuple[Result, Result]]) -> Iterator[list[str]]:
+    """Seeds, events, number, both sides' means, their difference and weights; nothing where nothing was compared."""
     if len(checkpoints := {one.checkpoint for pair in pairs for one in pair}) > 1:
         raise ValueError(f"probes of several checkpoints, {checkpoints}: remove the results of all but one")
-    scores = [both for a, b in pairs for both in zip(a.made.scores, b.made.scores, strict=True)]
-    scores = [(a, b) for a, b in scores if a.name in HEADLINES]
-    first, second = pairs[0]
-    seconds = [sum(pair[side].made.seconds / max(pair[side].made.steps, 1) for pair in pairs) for side in (0, 1)]
-    return [
-        ", ".join(str(one.seed) for one, _ in pairs),
-        str(first.made.events),
-        "; ".join(f"{HEADLINES[a.name]} {_numbers(a)}, {_numbers(b)}" for a, b in scores),
-        "; ".join("none" if a.value is None or b.value is None else f"{a.value - b.value:+.3f}" for a, b in scores),
-        ", ".join(f"{one / len(pairs):.2f}" for one in seconds),
-        f"{first.made.weights:,}, {second.made.weights:,}",
-    ]
+    for name, shown in HEADLINES.items():
+        values = [tuple(s.value for one in pair for s in one.made.scores if s.name == name) for pair in pairs]
+        both = np.array([pair for pair in values if len(pair) == 2 and None not in pair], float)
+        if not len(both):
+            continue
+        first, second = pairs[0][0].made, pairs[0][1].made
+        each = both[:, 0] - both[:, 1]
+        difference = f"{each.mean():+.3f}"
+        if len(each) > 1:
+            error = each.std(ddof=1) / math.sqrt(len(each))
+            difference += f" ± {error:.3f} ({', '.join(f'{one:+.3f}' for one in each)})"
+        yield [
+            ", ".join(str(one.seed) for one, _ in pairs),
+            str(first.events),
+            shown,
+            *(f"{mean:.3f}" for mean in both.mean(0)),
+            difference,
+            f"{first.weights:,}" if first.weights == second.weights else f"{first.weights:,}; {second.weights:,}",
+        ]
 
 
 def _numbers(score: Score) -> str:

@@ -292,11 +292,15 @@ def test_the_table_of_ablations_comes_from_the_results_alone(tmp_path, capsys):
     put(ablations.BASELINE, 0, 0.7)
     put(ablations.BASELINE, 1, 0.72)
     put(("window", "64"), 0, 0.65)
+    put(("window", "256"), 0, 0.69)
+    put(("window", "256"), 1, 0.73)
     assert ablations.main(["--redraw", "--out", str(tmp_path)]) == 0
     made = capsys.readouterr().out
     assert made == (tmp_path / "table.md").read_text()
-    assert "| attention windows of 128 | 64 | 0 | 200 | macro F1 0.700, 0.650 | +0.050 | 0.50, 0.50 | 10, 10 |" in made
-    assert "| attention windows of 128 | 256 (paper) |  |  | not compared |" in made
+    assert "| attention windows of 128 | 64 | 0 | 200 | macro F1 | 0.700 | 0.650 | +0.050 | 10 |" in made
+    mean = "0.710 | 0.710 | +0.000 ± 0.010 (+0.010, -0.010) | 10 |"
+    assert f"| attention windows of 128 | 256 (paper) | 0, 1 | 200 | macro F1 | {mean}" in made
+    assert "cells of one voxel" not in made  # there is only one side of it
     put(("cells", "0.665"), 0, 0.6, samples=4000)
     with pytest.raises(ValueError, match="same events and budgets"):
         ablations.table(tmp_path)

@@ -13,7 +13,7 @@ from larpanda.gallery import draw_figures
 from larpanda.results import read_grid, read_results
 
 ROOT = Path(__file__).parents[1]
-STUDIES = sorted(path.parent for path in (ROOT / "docs/results").glob("*/results"))
+STUDIES = sorted(path.parent for path in (ROOT / "docs/results").glob("*/labels.md"))
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)
@@ -36,13 +36,21 @@ def test_results_are_of_one_budget_and_name_no_folder_of_a_machine(study):
             assert all(0 <= score.value <= 1 for score in judged.scores if score.value is not None)
 
 
-@pytest.fixture(scope="module")
-def result_tables():
-    path = ROOT / "benchmarks/result_tables.py"
-    spec = importlib.util.spec_from_file_location("result_tables", path)
+def benchmark(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"benchmarks/{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def result_tables():
+    return benchmark("result_tables")
+
+
+def test_table_of_comparisons_is_that_of_the_runs():
+    made = ROOT / "docs/results/ablations"
+    assert benchmark("ablations").table(made) == (made / "table.md").read_text()
 
 
 def test_pages_have_the_tables_that_the_result_files_make(result_tables, tmp_path):

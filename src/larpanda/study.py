@@ -30,6 +30,7 @@ from larpanda.evaluate.summary import clustering
 from larpanda.event import Motif, Species
 from larpanda.model.bundle import Model, load_bundle
 from larpanda.model.selection import n_things
+from larpanda.parallel import pick_device
 from larpanda.results import (
     HEADLINE,
     PAIRED,
@@ -258,7 +259,7 @@ def _finetune(config: StudyConfig, cell: Cell, out: Path) -> str | None:
         return STOPPED
     tests: list[Judged] = []
     if cell.lr is None:
-        model = load_bundle(bundle).model
+        model = load_bundle(bundle).model.to(pick_device("auto"))
         tests = [judge(config.task, model, source) for source in config.tests]
     _write(config, cell, out, settings, started, tests)
     return None
