@@ -107,6 +107,31 @@ def test_two_photons_meet_where_their_axes_do():
     assert interaction.topology == "2g"
 
 
+def test_a_shower_that_fell_apart_begins_where_its_first_piece_does():
+    place = np.array([100.0, 100.0, 100.0])
+    aside = np.array([0.8, -0.36, -0.48]) * 4
+    pieces = [shower(Species.PHOTON, place + at * UNIT + off, UNIT) for at, off in ((40, aside), (0, 0 * aside))]
+    interaction, (behind, first) = measure(pieces, Detector(), NO_SCALE)
+    assert np.linalg.norm(np.array(interaction.vertex_cm) - place) < 3.0
+    assert first.vertex_distance_cm < 0.5
+    assert first.primary
+    assert behind.primary  # it points back there
+    assert interaction.energy_mev == pytest.approx(first.energy_mev + behind.energy_mev)
+    assert interaction.topology == "2g"
+
+
+def test_no_interaction_is_without_a_primary_particle():
+    """Photons in any place and direction, which need not meet."""
+    rng = np.random.default_rng(3)
+    for _ in range(40):
+        ways = rng.normal(size=(int(rng.integers(1, 4)), 3))
+        ways /= np.linalg.norm(ways, axis=1, keepdims=True)
+        groups = [shower(Species.PHOTON, rng.uniform(50, 180, 3), way, n=60, seed=i) for i, way in enumerate(ways)]
+        interaction, particles = measure(groups, Detector(), NO_SCALE)
+        assert any(one.primary for one in particles)
+        assert interaction.energy_mev > 0
+
+
 def test_order_changes_nothing_and_shifts_shift():
     rng = np.random.default_rng(0)
     vertex = np.array([80.1, 120.0, 90.3])

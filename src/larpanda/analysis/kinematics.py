@@ -139,9 +139,7 @@ def measure(
     tracks = [core.position for core in cores if core.species in RANGE_CM]
     shapes = [_shape(core, tracks, michels, detector) for core in cores]
     vertex = _vertex(shapes)
-    particles = [
-        _measure_one(shape, group, vertex, detector, scale) for shape, group in zip(shapes, groups, strict=True)
-    ]
+    particles = [_measure_one(*both, vertex, detector, scale) for both in zip(shapes, groups, strict=True)]
     primaries = [one for one in zip(groups, particles, strict=True) if one[1].primary]
     count = dict.fromkeys(Species, 0)
     for group, one in primaries:
@@ -199,12 +197,11 @@ def _vertex(shapes: Sequence[_Shape]) -> Numbers:
     """Where an interaction began: [3] cm.
 
     Of all ends that may be a start the one where most begins: tracks and electrons that start within 2 cm, and photons
-    that point to it. Without tracks and electrons the point that the photons' axes come nearest to, or the start of a
-    single one.
+    that point to it. Without tracks and electrons: ``_photon_vertex``.
     """
     places = [(end, weight, i) for i, shape in enumerate(shapes) for end, weight in _starts(shape)]
     if not places:
-        return _nearest_to_lines(shapes) if len(shapes) > 1 else shapes[0].ends[0]
+        return _photon_vertex(shapes)
     points = np.array([end for end, _, _ in places])
     near = np.linalg.norm(points[:, None] - points, axis=2) <= MEET_CM
     best, value = 0, (-1.0, -1.0)
@@ -229,6 +226,22 @@ def _starts(shape: _Shape) -> list[tuple[Numbers, float]]:
         return [(end, UNSURE_WEIGHT) for end in shape.ends]
     begins_in_sight = shape.group.species is Species.ELECTRON and not shape.group.michel
     return [(shape.ends[0], UNSURE_WEIGHT)] if begins_in_sight else []
+
+
+def _photon_vertex(shapes: Sequence[_Shape]) -> Numbers:
+    """What most energy points back to: the point nearest to all axes, or else the start of one of the showers.
+
+    A shower that fell apart is several that are nearly parallel: the point nearest to their axes is among them, and
+    what begins before it does not point there.
+    """
+
+    def behind(place: Numbers) -> float:
+        pointing = (one for one in shapes if _miss_degrees(one, place) < POINTING_DEGREES)
+        return round(math.fsum(float(one.group.energy.sum()) for one in pointing), 6)
+
+    start = max((one.ends[0] for one in shapes), key=lambda place: (behind(place), *place.tolist()))
+    meeting = _nearest_to_lines(shapes)
+    return meeting if behind(meeting) >= behind(start) else start
 
 
 def _nearest_to_lines(shapes: Sequence[_Shape]) -> Numbers:
@@ -360,7 +373,8 @@ def _measure_one(
         else:  # a hadron that has perhaps reacted, and would have gone on
             energy = max(calo, needed)
     gap = float(np.linalg.norm(start - vertex))
-    points_back = species is Species.PHOTON and angle_degrees(start - vertex, direction) < POINTING_DEGREES
+    misses = (angle_degrees(start - vertex, direction), _miss_degrees(shape, vertex))
+    points_back = species is Species.PHOTON and any(miss < POINTING_DEGREES for miss in misses)
     return ParticleMeasure(
         calo,
         by_range,
