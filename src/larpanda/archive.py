@@ -177,7 +177,7 @@ def _client(config: ArchiveConfig) -> Iterator[Any]:
         import dask
         import distributed
     except ImportError:
-        raise ValueError("--executor dask needs Dask: pip install 'larpanda[dask]'") from None
+        raise ValueError("--executor dask needs Dask: pip install distributed") from None
     connect, start = cast(Any, distributed.Client), cast(Any, distributed.LocalCluster)  # which have no types
     with dask.config.set({"distributed.scheduler.allowed-failures": TRIES - 1}):
         if config.scheduler:

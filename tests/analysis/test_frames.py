@@ -121,4 +121,4 @@ def test_without_the_library_it_says_what_to_install(function, library):
         f"try: {function}('x')\nexcept ValueError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout == f"{function} needs {library}: pip install 'larpanda[analysis]'\n"
+    assert done.stdout == f"{function} needs {library}: pip install {library}\n"

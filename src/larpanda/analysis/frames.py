@@ -27,7 +27,7 @@ def to_pandas(path: Path | str) -> "pandas.DataFrame":
 
     Returns:
         The frame; ``frame.attrs["units"]`` has the unit of each column that has one. Null integers and booleans are
-        pandas' own NA. Needs pandas: ``pip install 'larpanda[analysis]'``.
+        pandas' own NA. Needs pandas.
 
     Raises:
         ValueError: pandas is not installed.
@@ -35,7 +35,7 @@ def to_pandas(path: Path | str) -> "pandas.DataFrame":
     try:
         import pandas
     except ImportError:
-        raise ValueError("to_pandas needs pandas: pip install 'larpanda[analysis]'") from None
+        raise ValueError("to_pandas needs pandas: pip install pandas") from None
     table = pq.read_table(path)
     kinds = {
         pa.int64(): pandas.Int64Dtype(),
@@ -60,8 +60,7 @@ def to_awkward(folder: Path | str, stem: str | None = None) -> "awkward.Array":
         stem: of the input file; None: the folder has merged tables (``larpanda reconstruct --merge``).
 
     Returns:
-        An array of one record an event: ``events.particles.energy_mev[0]`` are those of the first. Needs awkward:
-        ``pip install 'larpanda[analysis]'``.
+        An array of one record an event: ``events.particles.energy_mev[0]`` are those of the first. Needs awkward.
 
     Raises:
         ValueError: awkward is not installed.
@@ -70,7 +69,7 @@ def to_awkward(folder: Path | str, stem: str | None = None) -> "awkward.Array":
     try:
         import awkward as ak
     except ImportError:
-        raise ValueError("to_awkward needs awkward: pip install 'larpanda[analysis]'") from None
+        raise ValueError("to_awkward needs awkward: pip install awkward") from None
     tables = _tables(Path(folder), stem)
     events = tables.pop("events")
     result = ak.from_arrow(events)

@@ -98,6 +98,6 @@ def _board(folder: Path, step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise ValueError(
-            "tensorboard=true, but TensorBoard is not installed; pip install 'larpanda[tensorboard]', or leave it out"
+            "tensorboard=true, but TensorBoard is not installed; pip install tensorboard, or leave it out"
         ) from None
     return SummaryWriter(str(folder), purge_step=step + 1)
