@@ -264,6 +264,21 @@ def test_merged_tables_are_those_of_the_files_in_order(whole, files, tmp_path):
         assert provenance["weights_sha256"]
 
 
+def test_a_second_merging_leaves_nothing_of_the_first_and_no_file_twice(whole, files, bundle, tmp_path):
+    for name, data in contents(whole).items():
+        (tmp_path / name).write_bytes(data)
+    once = pq.read_table(merge([files[0], files[0]], tmp_path)[0])
+    assert len(once) == len(pq.read_table(whole / f"{Path(files[0]).stem}_events.parquet"))
+    for path in tmp_path.glob("*_voxels.parquet"):
+        path.unlink()
+    for path in tmp_path.glob("*_manifest.json"):
+        record = json.loads(path.read_text())
+        record["tables"] = [one for one in record["tables"] if not one["file"].endswith("_voxels.parquet")]
+        path.write_text(json.dumps(record))
+    assert [path.stem for path in merge(files, tmp_path)] == [name for name in TABLES if name != "voxels"]
+    assert not (tmp_path / "merged/voxels.parquet").exists()
+
+
 def test_two_files_of_one_name_are_refused_before_anything_is_written(files, bundle, tmp_path):
     other = tmp_path / "part0.h5"
     other.write_bytes(Path(files[0]).read_bytes())

@@ -14,6 +14,7 @@ from larpanda.model.distill import DistillConfig, SelfDistillation
 from larpanda.model.matching import SetLossConfig
 from larpanda.model.panoptic import PanopticConfig
 from larpanda.model.semantic import SemanticConfig, SemanticLossConfig
+from larpanda.train.grouping import LabelledFragments
 from larpanda.train.instances import Instances, instance_tables
 from larpanda.train.motifs import Motifs, motif_tables
 from larpanda.train.probing import ProbeConfig
@@ -74,6 +75,14 @@ def test_a_step_is_that_of_the_cpu(events, make):
     assert (same[1] - gradient).norm() < 1e-2 * gradient.norm()
     assert rounded[0] == pytest.approx(loss, rel=0.03)
     assert torch.cosine_similarity(rounded[1], gradient, dim=0) > 0.95
+
+
+def test_fragments_are_those_of_the_cpu(events):
+    model = load_bundle("nano").model
+    here, there = ([LabelledFragments.of(model.to(device), one) for one in events] for device in ("cpu", "cuda"))
+    for a, b in zip(here, there, strict=True):
+        assert abs(len(a) - len(b)) <= 2  # where a motif is a matter of rounding
+        assert a.n_points == pytest.approx(b.n_points, rel=1e-2)
 
 
 def test_a_model_is_judged_as_on_the_cpu(events):

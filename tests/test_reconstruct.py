@@ -82,6 +82,7 @@ def test_bad_input_is_a_status_and_for_numbers_an_error(model, position, energy)
     event = Event(torch.tensor([position]).float(), torch.tensor([energy]), none, none, none, none)
     result = model.reconstruct(event)
     assert result.status == Status.BAD_INPUT
+    assert result.n_merged is None
     assert "row 0" in result.reason
     with pytest.raises(ValueError, match="row 0"):
         model.semantic(event)
@@ -235,10 +236,42 @@ def test_an_event_that_uses_all_queries_says_so(panoptic, make_cloud, monkeypatc
     assert result.reason == "all queries for particles are used; there may be more"
 
 
+def test_an_event_in_tiles_that_uses_all_queries_says_both(panoptic, make_cloud, monkeypatch):
+    def used(found, what, points):
+        return [replace(one, all_used=True) for one in select_all(found, what, points)]
+
+    monkeypatch.setattr("larpanda.reconstruct.select_all", used)
+    monkeypatch.setattr(panoptic, "max_points", 100)
+    result = panoptic.reconstruct(make_cloud(300, side=150))
+    assert result.status == Status.TOO_LARGE
+    assert "overlapping tiles, and stitched; all queries for particles, interactions are used" in result.reason
+
+
+@pytest.mark.parametrize("error", [np.linalg.LinAlgError("singular"), IndexError("out of range"), AssertionError()])
+def test_an_event_at_which_the_program_fails_has_its_row_and_the_others_theirs(
+    panoptic, make_cloud, tmp_path, monkeypatch, error
+):
+    twice = np.array([[5, 5, 5], [5, 5, 5], [6, 5, 5]])
+    events = [make_cloud(40), Event.from_arrays(twice, [1.0, 2.0, 3.0]), make_cloud(30)]
+    larpanda.write_events(tmp_path / "in.h5", events)
+    real = larpanda.reconstruct.measure_event
+
+    def failing(event, *rest):
+        if len(event) == 3:
+            raise error
+        return real(event, *rest)
+
+    monkeypatch.setattr("larpanda.reconstruct.measure_event", failing)
+    reconstruct_file(str(tmp_path / "in.h5"), tmp_path / "out", panoptic)
+    rows = pq.read_table(tmp_path / "out/in_events.parquet").to_pylist()
+    assert [row["status"] for row in rows] == ["ok", "failed", "ok"]
+    assert rows[1]["n_merged"] == 1
+
+
 def test_events_without_points_have_no_particles(panoptic):
     for event in (Event.from_arrays(np.zeros((0, 3), int), []), Event.from_arrays([[5, 5, 5]], [0.05])):
         result = panoptic.reconstruct(event)
-        assert not result.particles
+        assert result.particles == result.interactions == ()
         assert (result.particle == UNKNOWN).all()
 
 

@@ -27,8 +27,9 @@ class Oracle:
         particle = torch.where(below, UNKNOWN, event.particle)
         kinds = [int(event.species[event.particle == i][0]) for i in range(int(event.particle.max()) + 1)]
         particles = tuple(
-            Particle(i, Species(3 if kind == 2 and i % 2 else kind), 1.0, (0.2,) * 5, UNKNOWN, 0, 0.0)
+            Particle(i, Species(3 if kind == 2 and i % 2 else max(kind, 0)), 1.0, (0.2,) * 5, UNKNOWN, 0, 0.0)
             for i, kind in enumerate(kinds)
+            if (particle == i).any()
         )
         motif = torch.where(below, UNKNOWN, event.motif)
         probability = torch.nn.functional.one_hot(motif.clamp(min=0), 5).float()
@@ -70,6 +71,25 @@ def test_a_perfect_reconstruction_scores_1(tiny_model, events, tmp_path):
     assert told["n"] == confusion.sum()
     assert told["said"][2] == pytest.approx(0.2)
     assert told["right"][2] == pytest.approx(confusion[0].sum() / confusion.sum())
+
+
+def test_what_the_truth_does_not_say_is_in_no_number(tiny_model, events, tmp_path):
+    """Species of a v1 file, and motifs of an event of which nothing is above threshold."""
+    dark = replace(events[1], energy=events[1].energy * 1e-3)
+    unknown = [replace(event, species=torch.full_like(event.species, -1)) for event in (events[0], dark)]
+    oracle = Oracle(tiny_model)
+    write_report(tmp_path, evaluate_events(oracle, unknown, range(2)), oracle, ["clouds"])
+    written = json.loads((tmp_path / "metrics.json").read_text())
+    assert written["particle"]["ari"] == 1.0
+    assert written["particle"]["pq"] is written["particle"]["class_precision"] is None
+    assert np.sum(written["particle"]["class_confusion"]) == 0
+    assert written["particle_calibration"]["n"] == 0
+    accuracy = json.loads((tmp_path / "per_event.json").read_text())["semantic"]["accuracy"]
+    assert accuracy[0] > 0.99
+    assert accuracy[1] is None
+    assert (
+        "event=1" not in (tmp_path / "index.html").read_text().partition("accuracy of motifs")[2].partition("</li>")[0]
+    )
 
 
 def test_figures_are_drawn_again_from_the_numbers_alone(tiny_model, events, tmp_path, capsys):

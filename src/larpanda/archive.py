@@ -248,7 +248,7 @@ def merge(files: Sequence[str], out: Path) -> list[Path]:
     """
     if problems := check(files, out):
         raise ValueError(f"{out}: not merged, {len(problems)} gaps: {'; '.join(problems[:3])}")
-    paths = [path_of(out, Path(file).stem) for file in files] or sorted(out.glob("*_manifest.json"))
+    paths = [path_of(out, Path(file).stem) for file in dict.fromkeys(files)] or sorted(out.glob("*_manifest.json"))
     manifests = [read_manifest(path) for path in paths]
     if not manifests:
         raise ValueError(f"{out}: no tables to merge")
@@ -257,15 +257,17 @@ def merge(files: Sequence[str], out: Path) -> list[Path]:
         "inputs": [{"file": one.input.name, "sha256": one.input.sha256, "events": one.events} for one in manifests],
     }
     (out / MERGED).mkdir(exist_ok=True)
+    for name in TABLES:  # none of a former merging is left beside new ones
+        (out / MERGED / f"{name}.parquet").unlink(missing_ok=True)
     made = []
-    for name in TABLES:
+    for name in reversed(TABLES):  # that of events last: where it is, all are
         tables = [(one, out / f"{one.stem}_{name}.parquet") for one in manifests]
         if not all(path.exists() for _, path in tables):
             continue
         target = out / MERGED / f"{name}.parquet"
         _join(tables, target, json.dumps(provenance, sort_keys=True))
         made.append(target)
-    return made
+    return made[::-1]
 
 
 def _join(tables: Sequence[tuple[Manifest, Path]], target: Path, provenance: str) -> None:

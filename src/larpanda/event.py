@@ -403,7 +403,7 @@ class Reconstruction:
     interaction: Tensor  # [N] int64, Interaction.id, UNKNOWN for none
     particles: tuple[Particle, ...] | None  # None: the model has no particle head
     interactions: tuple[Interaction, ...] | None  # None: the model has no interaction head
-    n_merged: int  # rows that shared a voxel with an earlier one
+    n_merged: int | None  # rows that shared a voxel with an earlier one; None of an event that cannot be used
 
 
 def rows_of_points(row_point: Tensor, n_points: int) -> Tensor:

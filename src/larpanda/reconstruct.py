@@ -3,7 +3,7 @@
 import copy
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast, overload
 
@@ -129,23 +129,24 @@ class Reconstructor:
 
     def _reconstruct(self, event: Event) -> Reconstruction:
         if not len(event):
-            return unseen(event, Status.EMPTY, "")
+            none = () if self.model.particle else None, () if self.model.interaction else None
+            return replace(unseen(event, Status.EMPTY, ""), particles=none[0], interactions=none[1])
         if problem := event.problem():
             return unseen(event, Status.BAD_INPUT, problem)
         visible, row_point = event.visible(self.model.config.min_energy_mev)
         seen, n_points = row_point >= 0, len(visible)
         found, n_tiles = self._find(visible) if n_points else (None, 0)
         status, reason = Status.OK, ""
+        truncated = f"all queries for {found.all_used} are used; there may be more" if found and found.all_used else ""
         if n_tiles > 1:
             status = Status.TOO_LARGE
-            reason = (
-                f"{n_points} voxels, more than {self.max_points}: seen in {n_tiles} overlapping tiles, and stitched"
-            )
+            tiles = f"{n_points} voxels, more than {self.max_points}: seen in {n_tiles} overlapping tiles, and stitched"
+            reason = f"{tiles}; {truncated}" if truncated else tiles
         elif n_points < MIN_POINTS:
             status = Status.TOO_SMALL
             reason = f"{n_points} voxels above {self.model.config.min_energy_mev:g} MeV"
-        elif found is not None and (used := found.all_used):
-            status, reason = Status.TRUNCATED_QUERIES, f"all queries for {used} are used; there may be more"
+        elif truncated:
+            status, reason = Status.TRUNCATED_QUERIES, truncated
         logits = _spread(None if found is None else found.logits, row_point, len(Motif))
         interaction, interactions = self._interactions(found, event, row_point)
         particle, particles = self._particles(found, event, row_point, interaction)
@@ -308,8 +309,9 @@ def unseen(event: Event, status: Status, reason: str) -> Reconstruction:
     n = len(event)
     nothing = torch.full((n,), UNKNOWN)
     probability = torch.full((n, len(Motif)), torch.nan)
+    merged = None if status is Status.BAD_INPUT else event.n_merged()
     return Reconstruction(
-        status, reason, torch.ones(n, dtype=torch.bool), nothing, probability, nothing, nothing, None, None, 0
+        status, reason, torch.ones(n, dtype=torch.bool), nothing, probability, nothing, nothing, None, None, merged
     )
 
 
@@ -410,7 +412,7 @@ def _one(
     try:
         result = reconstructor.reconstruct(event)
         measured = measure_event(event, result, detector, reconstructor.model.config.energy_scale)
-    except (RuntimeError, MemoryError, ArithmeticError) as error:  # out of memory, mostly
+    except Exception as error:  # out of memory, mostly; none is worth the rows of all other events
         result, measured = unseen(event, Status.FAILED, " ".join(str(error).split())[:300]), None
     writer.write(event, result, measured)
     return result.status

@@ -37,7 +37,7 @@ from larpanda.display.lists import Scores, Shown
 from larpanda.display.scene import page
 from larpanda.evaluate.calibration import Calibration, calibration, calibration_as_json
 from larpanda.evaluate.clustering import CONVENTIONS as INSTANCE_CONVENTIONS
-from larpanda.evaluate.clustering import Overlap, efficiency, matches, overlap, purity, rand_index
+from larpanda.evaluate.clustering import UNKNOWN_CLASS, Overlap, efficiency, matches, overlap, purity, rand_index
 from larpanda.evaluate.segmentation import (
     CONVENTIONS,
     Part,
@@ -148,7 +148,8 @@ def _particles(judged: Sequence["_Judged"], seed: int) -> Instances | None:
     pairs = [matches(table) for table in tables]
     said = np.concatenate([p[pair.found] for p, pair in zip(probabilities, pairs, strict=True)])
     true = np.concatenate([table.true_class[pair.true] for table, pair in zip(tables, pairs, strict=True)])
-    return Instances(clustering(tables, len(Species), seed=seed), entries, calibration(said, true))
+    told = true != UNKNOWN_CLASS
+    return Instances(clustering(tables, len(Species), seed=seed), entries, calibration(said[told], true[told]))
 
 
 def _interactions(judged: Sequence["_Judged"], seed: int) -> Instances | None:
@@ -208,8 +209,7 @@ def _overlaps(visible: Event, found: Reconstruction, row: Tensor) -> tuple[Overl
     if found.particles is not None and (visible.particle >= 0).any():
         species = np.array([int(one.species) for one in found.particles] + [0])
         truth, mine = visible.particle.numpy(), found.particle[row].numpy()
-        kind = np.maximum(visible.species.numpy(), 0)
-        particle = overlap(truth, mine, kind, species[mine], visible.energy.numpy())
+        particle = overlap(truth, mine, visible.species.numpy(), species[mine], visible.energy.numpy())
     if found.interactions is not None and (visible.interaction >= 0).any():
         truth, mine = visible.interaction.numpy(), found.interaction[row].numpy()
         interaction = overlap(truth, mine, energy=visible.energy.numpy())
@@ -311,9 +311,10 @@ def write_report(out: Path, result: Evaluation, model: Reconstructor, sources: S
             pq.write_table(comparison_table(result.compared), part, compression="zstd")
     if result.particle is not None and result.particle.classes is not None:
         metrics["particle_calibration"] = calibration_as_json(result.particle.classes)
-    accuracy = [np.trace(t) / max(t.sum(), 1) for t in result.tables]
+    accuracy = [float(np.trace(t) / t.sum()) if t.sum() else math.nan for t in result.tables]
+    shares = [None if math.isnan(share) else round(share, 4) for share in accuracy]
     each = {
-        "semantic": {"entry": list(result.entries), "accuracy": [round(float(share), 4) for share in accuracy]},
+        "semantic": {"entry": list(result.entries), "accuracy": shares},
         **{
             name: {"entry": list(one.entries), **per_event_as_json(one.found.each, classes)}
             for name, one, classes in _instances(result)

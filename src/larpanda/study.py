@@ -6,6 +6,7 @@ with a quarter of the samples. A cell whose result file is there is not run agai
 """
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -351,7 +352,7 @@ def _learning_rate(config: StudyConfig, out: Path, cell: Cell) -> float:
     if len(config.grid) == 1:
         return config.grid[0]
     paths = [_result_file(out, Cell(_base(cell.row), 0, 0, lr)) for lr in config.grid]
-    found = [read_result(path) for path in paths if path.exists()]
+    found = [result for path in paths if path.exists() and not math.isnan((result := read_result(path)).best)]
     if not found:
         raise ValueError(f"{cell.name}: no result of the learning rates of {_base(cell.row)}; they come first")
     return max(found, key=lambda result: (result.best, -result.lr)).lr
@@ -386,7 +387,7 @@ def _write(
             line["step"] * settings.batch_events, line[prefix], line.get(f"{prefix}_low"), line.get(f"{prefix}_high")
         )
         for line in lines
-        if prefix in line
+        if line.get(prefix) is not None  # null: no number, as of events without a single particle
     )
     result = CellResult(
         task=config.task,

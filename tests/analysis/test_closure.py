@@ -98,6 +98,24 @@ def test_only_particles_of_five_voxels_with_truth_are_compared(events):
     assert compared(bare, None) == ([], [])
 
 
+def test_what_the_truth_does_not_say_is_null(events):
+    truth = events[1].particles
+    nothing = torch.full_like(truth.contained, -1)
+    silent = replace(events[1], particles=replace(truth, contained=nothing, primary=nothing))
+    rows = comparison_table([(0, one) for one in compared(silent, perfect(silent))[0]]).to_pylist()
+    assert {(row["contained"], row["primary"]) for row in rows} == {(None, None)}
+    said = comparison_table([(0, one) for one in compared(events[1], perfect(events[1]))[0]]).to_pylist()
+    assert {row["primary"] for row in said} <= {True, False}
+
+
+def test_a_particle_without_energy_is_in_no_ratio(events):
+    truth = events[1].particles
+    still = replace(truth, momentum_vector=truth.momentum_vector * 0, momentum=truth.momentum * 0)
+    particles, _ = compared(replace(events[1], particles=still), perfect(events[1]))
+    assert len(particles) > 3
+    assert all(row.energy.n == row.calo.n == 0 for row in closures(particles, True))
+
+
 def test_spreads_are_quantiles_and_say_when_there_are_too_few():
     values = np.random.default_rng(0).normal(1.0, 0.1, 1000).tolist()
     one = Spread.of([*values, math.nan])

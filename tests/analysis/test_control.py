@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from perfect import perfect
 
 import larpanda
@@ -11,7 +12,7 @@ from larpanda.analysis.control import ControlSamples, control_samples, samples_a
 from larpanda.analysis.kinematics import Detector, measure_event
 from larpanda.analysis.ranges import loss_mev_per_cm
 from larpanda.display.control import control_svg
-from larpanda.event import EnergyScale, Species
+from larpanda.event import EnergyScale, Particle, Reconstruction, Species, Status
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,23 @@ def test_michel_electrons_end_where_they_must(samples):
 def test_muons_that_go_through_lose_what_least_ionising_particles_lose(samples):
     assert len(samples.through_dedx) >= 20
     assert np.median(samples.through_dedx) == pytest.approx(2.2, abs=0.25)
+
+
+def test_what_lies_far_from_a_track_is_not_in_its_loss():
+    x = np.arange(768)
+    line = np.stack([x, np.full(768, 300), np.full(768, 300)], 1)
+    stray = np.argwhere(np.ones((4, 4, 4))) + [300, 400, 300]
+    losses = []
+    for voxel in (line, np.concatenate([line, stray])):
+        event = larpanda.Event.from_arrays(voxel, np.full(len(voxel), 0.6))
+        owner, none = torch.zeros(len(voxel), dtype=torch.long), torch.zeros(len(voxel), dtype=torch.bool)
+        one = Particle(0, Species.MUON, 1.0, (0.2,) * 5, -1, len(voxel), 0.6 * len(voxel))
+        shares = torch.full((len(voxel), 5), torch.nan)
+        found = Reconstruction(Status.OK, "", none, owner + 1, shares, owner, owner - 1, (one,), (), 0)
+        measured = measure_event(event, found, Detector(), EnergyScale())
+        losses.append(control_samples(event, found, measured, Detector()).through_dedx)
+    assert losses[0] == losses[1]
+    assert losses[0] == pytest.approx([2.0], rel=0.01)
 
 
 @pytest.mark.parametrize("species", [Species.MUON, Species.PROTON])

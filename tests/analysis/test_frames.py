@@ -1,6 +1,7 @@
 """pandas, awkward and HDF5 hold what the Parquet tables hold."""
 
 import io
+import shutil
 import subprocess
 import sys
 
@@ -105,6 +106,15 @@ def test_hdf5_of_an_earlier_run_does_not_stay(folder, tmp_path, make_cloud):
     (folder / "a_tables.h5").write_bytes(damaged[:-1])
     assert check([], folder) == ["a.h5: a_tables.h5 differs from what was written"]
     (folder / "a_tables.h5").write_bytes(damaged)
+
+
+def test_tables_of_two_runs_are_not_put_together(folder, tmp_path):
+    for name in ("events", "voxels"):
+        shutil.copy(folder / f"a_{name}.parquet", tmp_path)
+    table = pq.read_table(tmp_path / "a_events.parquet")
+    pq.write_table(table.slice(0, 2), tmp_path / "a_events.parquet")
+    with pytest.raises(ValueError, match="rows of events that the table of events has not"):
+        to_awkward(tmp_path, "a")
 
 
 def test_what_is_not_there_is_named(folder):

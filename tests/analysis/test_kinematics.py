@@ -1,7 +1,7 @@
 """Measures of made-up particles whose numbers are known, and of generated ones against what the simulation knows."""
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -130,6 +130,38 @@ def test_no_interaction_is_without_a_primary_particle():
         interaction, particles = measure(groups, Detector(), NO_SCALE)
         assert any(one.primary for one in particles)
         assert interaction.energy_mev > 0
+
+
+@pytest.mark.parametrize("length", [3.3, 4.2, 4.8, 20.0])
+def test_loss_at_either_end_is_that_of_three_centimetres(length):
+    kinetic = float(energy_mev(np.array(length), Species.PROTON))
+    _, (one,) = measure([track(Species.PROTON, kinetic, (100, 100, 100))], Detector(), NO_SCALE)
+    to_go = energy_mev(np.array([length, max(length - 3, 0.0), min(3.0, length)]), Species.PROTON)
+    assert one.start_dedx == pytest.approx((to_go[0] - to_go[1]) / 3, rel=0.12)  # a voxel of 0.3 cm more or less
+    assert one.end_dedx == pytest.approx(to_go[2] / 3, rel=0.12)
+
+
+def test_a_voxel_has_no_loss_and_no_direction():
+    for species in Species:
+        _, (one,) = measure([Group(species, np.full((1, 3), 100.0), np.ones(1))], Detector(), NO_SCALE)
+        assert math.isnan(one.start_dedx)
+        assert math.isnan(one.end_dedx)
+        assert np.isnan(one.direction).all()
+
+
+@pytest.mark.parametrize("species", list(Species))
+def test_the_order_of_voxels_changes_no_digit(species):
+    """Not even where several are equally far, and where a stub has no axis."""
+    rng = np.random.default_rng(1)
+    for size in ((2, 2, 1), (3, 3, 1), (4, 4, 4), (9, 2, 2)):
+        cells = np.argwhere(np.ones(size)) * VOXEL_CM + 90.15
+        energy = np.ones(len(cells))
+        _, (expected,) = measure([Group(species, cells, energy)], Detector(), NO_SCALE)
+        assert np.linalg.norm(expected.direction) == pytest.approx(1.0)
+        for _ in range(5):
+            order = rng.permutation(len(cells))
+            _, (found,) = measure([Group(species, cells[order], energy[order])], Detector(), NO_SCALE)
+            np.testing.assert_equal(asdict(found), asdict(expected))
 
 
 def test_order_changes_nothing_and_shifts_shift():

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import larpanda.data
-from larpanda.data import median_energy_warning, open_events, write_events
+from larpanda.data import entries_of, median_energy_warning, open_events, write_events
 from larpanda.data.stream import Subset, drawn
 from larpanda.event import UNKNOWN, Event, EventKey
 
@@ -283,3 +283,11 @@ def test_the_warning_passes_over_what_cannot_be_read_or_is_nan():
     nan.energy[:] = float("nan")
     assert median_energy_warning(Faulty([None, nan])) is None
     assert median_energy_warning(Faulty([None, nan, *numbered(0, 1, energy=50.0)])) is not None
+
+
+def test_entries_are_numbers_and_ranges_and_nothing_between_commas():
+    assert entries_of("7,0:3,2,8:", 10) == [0, 1, 2, 7, 8, 9]
+    assert entries_of(":2", 10) == [0, 1]
+    for spec in ("5,", ",", "", "a", "3:2", "10"):
+        with pytest.raises(ValueError, match="--events"):
+            entries_of(spec, 10)

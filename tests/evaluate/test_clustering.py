@@ -117,6 +117,42 @@ def test_panoptic_quality_is_that_of_brute_force(min_voxels, stuff):
         np.testing.assert_allclose(found, brute_quality(case, 5, min_voxels, stuff), atol=1e-12)
 
 
+@pytest.mark.parametrize("stuff", [False, True])
+def test_a_true_instance_of_unknown_class_is_neither_right_nor_wrong(stuff):
+    """Class numbers are those of the event without its voxels, if what matched it is away, too."""
+    rng = np.random.default_rng(4)
+    for _ in range(50):
+        truth = np.repeat(rng.integers(-1, 4, 12), 10)
+        predicted = np.where(rng.random(120) < 0.7, truth, rng.integers(-1, 4, 120))
+        kind, found_kind = truth % 3, predicted % 3
+        told = np.where(truth == 2, -1, kind)
+        table = overlap(truth, predicted, told, found_kind)
+        pairs = matches(overlap(truth, predicted), void=not stuff)
+        same = pairs.found[np.unique(truth[truth >= 0])[pairs.true] == 2]
+        gone = np.isin(predicted, np.unique(predicted[predicted >= 0])[same])
+        as_other = np.where(truth == 2, 3, kind)  # a class that no prediction has
+        expected = quality(overlap(truth, predicted, as_other, found_kind), 4, stuff=stuff)
+        expected[3, 3] = 0.0
+        for one in np.unique(predicted[gone]):
+            expected[found_kind[predicted == one][0], 2] -= 1
+        found = quality(table, 4, stuff=stuff)
+        np.testing.assert_allclose(found, expected)
+        if stuff:
+            continue
+        counts, missed, false = class_confusion(table, 3)
+        assert counts.sum() + missed.sum() == len(set(truth[truth >= 0]) - {2})
+        assert counts.sum() + false.sum() + len(same) == len(set(predicted[predicted >= 0]))
+        assert rand_index(table) == rand_index(overlap(truth, predicted, kind, found_kind))
+
+
+def test_without_any_class_the_clusters_still_count():
+    truth = np.repeat([0, 1], 10)
+    result = clustering([overlap(truth, truth, np.full(20, -1), truth)], 5, resamples=2)
+    assert result.means["ari"].value == result.means["purity"].value == 1.0
+    assert np.isnan(result.means["pq"].value)
+    assert np.isnan(result.means["sq"].value)
+
+
 def test_purity_and_efficiency_are_those_of_brute_force():
     for case in cases(seed=3):
         truth, predicted, _, _, energy = case
@@ -257,8 +293,10 @@ def test_bad_labels_are_named():
         overlap(np.zeros(3, int), np.zeros(2, int))
     with pytest.raises(ValueError, match="truth has an instance -2"):
         overlap(np.array([-2, 0]), np.zeros(2, int))
-    with pytest.raises(ValueError, match="true_class has -1 where there is an instance"):
-        overlap(np.array([NONE, 0]), np.zeros(2, int), np.array([-1, -1]))
+    with pytest.raises(ValueError, match="true_class has -2 where there is an instance; expected classes from -1 up"):
+        overlap(np.array([NONE, 0]), np.zeros(2, int), np.array([-1, -2]))
+    with pytest.raises(ValueError, match="found_class has -1 where there is an instance; expected classes from 0 up"):
+        overlap(np.zeros(2, int), np.array([NONE, 0]), None, np.array([-1, -1]))
 
 
 def test_the_conventions_are_those_of_the_documentation():

@@ -1,14 +1,16 @@
 """Fragments: what they are, against flood fill and sums by hand, and what must not change what is said of them."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from larpanda.data import open_events
 from larpanda.event import Event, Motif, PointBatch
 from larpanda.model.bundle import Model, ModelConfig, load_bundle, save_bundle
-from larpanda.model.fragments import FragmentHead, Fragments, _relations
+from larpanda.model.fragments import FragmentHead, Fragments, _relations, parts
 from larpanda.model.panoptic import NO_MASK, PanopticConfig
 from larpanda.sparse.pieces import segments, touching
 
@@ -83,6 +85,29 @@ def test_an_event_depends_on_no_other_and_not_on_the_order_of_its_points(model, 
             assert torch.allclose(a.mask_logits, b.mask_logits[:, order], atol=1e-4)
             assert torch.allclose(a.class_logits, b.class_logits, atol=1e-4)
             assert torch.equal(a.led_probability, b.led_probability[order])
+
+
+def test_the_fragments_of_real_events_are_the_same_alone_and_together():
+    """Voxels where tracks meet are as near to one line as to another, and which they go to is no neighbour's matter."""
+    events = [one.visible()[0] for one in open_events(Path(__file__).parents[1] / "data/geant4_20_v3extra.h5")[:8]]
+    batch = PointBatch.pack(events)
+    event_id = torch.repeat_interleave(batch.start.diff()).numpy()
+    together = parts(batch.position.double().numpy(), batch.motif.numpy(), event_id)
+    for i, event in enumerate(events):
+        mine, alone = together[event_id == i], parts(event.position.double().numpy(), event.motif.numpy())
+        assert ((mine < 0) == (alone < 0)).all()
+        pairs = set(zip(mine.tolist(), alone.tolist(), strict=True))
+        assert len(pairs) == len({x for x, _ in pairs}) == len({y for _, y in pairs})
+
+
+def test_distances_are_exact_however_many_fragments_there_are():
+    rng = np.random.default_rng(0)
+    place = rng.uniform(-1, 1, (1, 40, 9))
+    found = _relations(torch.from_numpy(place).float())[0]
+    three = place[0].reshape(40, 3, 3)
+    apart = np.linalg.norm(three[:, None, :, None] - three[None, :, None], axis=4)
+    np.testing.assert_allclose(found[..., 0], apart.min((2, 3)), atol=1e-6)
+    np.testing.assert_allclose(found[..., 1], apart[:, :, 0, 0], atol=1e-6)
 
 
 def test_deposits_are_in_no_mask_and_an_event_of_nothing_else_is_no_error(model, events, make_cloud):

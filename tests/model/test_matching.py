@@ -127,6 +127,15 @@ def test_events_without_instances_with_too_many_and_of_unknown_class():
     assert torch.isfinite(no_points.total(config))
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_mask_that_is_no_number_is_a_loss_that_is_none_not_an_error(bad):
+    """So that the step is left out and told, as with any loss."""
+    mask, class_logits, instance, kind = random_event()
+    mask[3] = bad
+    loss = set_loss(mask, class_logits, instance, kind, SetLossConfig()).total(SetLossConfig())
+    assert not torch.isfinite(loss)
+
+
 def test_a_batch_costs_what_its_events_cost_together_and_its_gradient_is_theirs():
     config, seeds = SetLossConfig(), (7, 8, 9, 10)
     events = [random_event(seed, n=20 + seed, m=m) for seed, m in zip(seeds, (3, 0, 7, 1), strict=True)]

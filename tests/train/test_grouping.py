@@ -8,6 +8,7 @@ import torch
 
 from larpanda.event import PointBatch
 from larpanda.model.bundle import Model, ModelConfig, load_bundle, save_bundle
+from larpanda.model.fragments import Fragments
 from larpanda.model.matching import SetLossConfig, Truth, set_loss
 from larpanda.model.panoptic import PanopticConfig
 from larpanda.train import frozen
@@ -57,6 +58,16 @@ def test_shares_count_the_points_of_each_pair():
         for i in range(-1, 3)
         if (n := int(((fragment == f) & (instance == i)).sum()))
     }
+
+
+def test_fragments_are_measured_where_the_model_is(model, events, monkeypatch):
+    """Not on the host, where the events are: on a GPU the two do not mix."""
+    seen, measured = [], []
+    real = Fragments.of
+    monkeypatch.setattr(Fragments, "of", lambda points, *rest: measured.append(points) or real(points, *rest))
+    model.encoder.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    LabelledFragments.of(model, events[0])
+    assert measured[0] is seen[0]
 
 
 def test_the_loss_is_that_over_all_points(model, events):

@@ -227,3 +227,22 @@ def test_eight_events_are_learnt_by_heart(tmp_path):
     scores = task.evaluate()
     assert scores["ari"] > 0.98
     assert scores["pq"] > 0.9
+
+
+def test_a_batch_without_a_visible_voxel_has_a_loss(events):
+    torch.manual_seed(0)
+    model = Model(ModelConfig(ENCODER, SemanticConfig(None), HEAD, replace(HEAD, classes=1)))
+    dark = replace(events[0], energy=events[0].energy * 1e-3)
+    task = Supervised(
+        model,
+        {
+            what: Instances(getattr(model, what), what, instances.SetLossConfig())
+            for what in ("particle", "interaction")
+        },
+        Augmentation(),
+        [],
+    )
+    batch = task.batch([dark], [np.random.default_rng(0)], 0.0)
+    assert len(batch.points.energy) == 0
+    losses = task.loss(batch, 0.0)
+    assert losses.total.isfinite()

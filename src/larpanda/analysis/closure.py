@@ -58,9 +58,9 @@ class Comparison:
     start_cm: Numbers  # [3]
     end_cm: Numbers  # [3]
     momentum: Numbers  # [3] MeV/c
-    contained: bool  # in the truth, or it does not say
+    contained: bool | None  # in the truth; None: it does not say
     at_rest: bool  # a track that went as far as its energy allows
-    primary: bool
+    primary: bool | None  # likewise
     parent: tuple[int, int]  # PDG code and track of the parent
     n_voxels: int  # above threshold
     on_truth: ParticleMeasure
@@ -165,9 +165,11 @@ def _best(mine: npt.NDArray[np.bool_], found: npt.NDArray[np.int64]) -> tuple[in
 
 def _known(
     truth: ParticleTruth, p: int
-) -> tuple[Species, float, Numbers, Numbers, Numbers, bool, bool, bool, tuple[int, int]]:
+) -> tuple[Species, float, Numbers, Numbers, Numbers, bool | None, bool, bool | None, tuple[int, int]]:
     """What the simulation knows of a particle, in the order of ``Comparison``."""
     species, kinetic = Species(int(truth.species[p])), float(truth.kinetic_energy[p])
+    if not kinetic > 0:  # nothing can be measured against it
+        kinetic = math.nan
     start, end = (x[p].double().numpy() * VOXEL_CM for x in (truth.start, truth.end))
     at_rest = False
     if species in RANGE_CM and kinetic > 0:
@@ -179,11 +181,15 @@ def _known(
         start,
         end,
         truth.momentum_vector[p].double().numpy(),
-        int(truth.contained[p]) != 0,
+        _said(truth.contained[p]),
         at_rest,
-        int(truth.primary[p]) == 1,
+        _said(truth.primary[p]),
         (int(truth.parent_pdg[p]), int(truth.parent_track_id[p])),
     )
+
+
+def _said(flag: torch.Tensor) -> bool | None:
+    return None if int(flag) == UNKNOWN else bool(flag)
 
 
 def _vertex(
@@ -259,8 +265,8 @@ def closures(particles: Sequence[Comparison], on_truth: bool) -> list[Closure]:
             for one in particles
             if one.species is species and (mine := one.on_truth if on_truth else one.found) is not None
         ]
-        inside = [(one, mine) for one, mine in both if one.contained and mine.contained]
-        outside = [(one, mine) for one, mine in both if not (one.contained and mine.contained)]
+        inside = [(one, mine) for one, mine in both if one.contained is not False and mine.contained]
+        outside = [(one, mine) for one, mine in both if one.contained is False or not mine.contained]
         rest = [pair for pair in inside if pair[0].at_rest]
         long = [(one, mine) for one, mine in inside if mine.length_cm >= LONG_CM]
         track = species in RANGE_CM
@@ -360,8 +366,10 @@ COMPARISONS = pa.schema(
         *_axis_columns("start", "cm", "where it began", "if unknown"),
         *_axis_columns("end", "cm", "where it ended", "if unknown"),
         *_axis_columns("momentum", "MeV/c", "at the start", "if unknown"),
-        column("contained", pa.bool_(), "", "all deposits of it and of what joined it are in the image"),
-        column("primary", pa.bool_(), "", "it is a primary particle"),
+        column(
+            "contained", pa.bool_(), "", "all deposits of it and of what joined it are in the image", null="if unknown"
+        ),
+        column("primary", pa.bool_(), "", "it is a primary particle", null="if unknown"),
         column("n_voxels", pa.int64(), "", "voxels of it above threshold, 5 or more"),
         column("iou", pa.float32(), "", "of its voxels and those of the particle found that shares most, 0 to 1"),
         column("reco_pdg", pa.int32(), "", "species of that particle", null="unless iou is above 0.5"),

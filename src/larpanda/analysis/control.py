@@ -12,10 +12,12 @@ import numpy as np
 
 from larpanda.analysis.kinematics import (
     Detector,
+    Group,
     InteractionMeasure,
     Numbers,
     ParticleMeasure,
     angle_degrees,
+    core,
 )
 from larpanda.analysis.trajectory import loss_profile, trajectory
 from larpanda.event import VOXEL_CM, Event, Motif, Particle, Reconstruction, Species
@@ -71,9 +73,11 @@ def control_samples(
         if one.species is Species.ELECTRON and (motif[rows] == Motif.MICHEL).mean() > 0.5 and mine.contained:
             samples.michel_mev.append(mine.energy_mev)
         elif one.species is Species.MUON and _goes_through(mine, detector):
-            samples.through_dedx.append(float(energy[rows].sum()) / mine.length_cm)
+            whole = core(Group(one.species, position[rows], energy[rows]))  # what its length is of
+            samples.through_dedx.append(float(whole.energy.sum()) / mine.length_cm)
         elif one.species in STOPPING and mine.contained and _stopped(one, mine, michels):
-            to_go, loss = _near_the_end(position[rows], energy[rows], np.array(mine.end_cm), STOPPING[one.species])
+            whole = core(Group(one.species, position[rows], energy[rows]))
+            to_go, loss = _near_the_end(whole.position, whole.energy, np.array(mine.end_cm), STOPPING[one.species])
             samples.residual_cm[one.species].extend(to_go)
             samples.dedx[one.species].extend(loss)
     samples.pi0_mass_mev.extend(_pi0_masses(found.particles or (), measured[1]))

@@ -63,7 +63,7 @@ def to_awkward(folder: Path | str, stem: str | None = None) -> "awkward.Array":
         An array of one record an event: ``events.particles.energy_mev[0]`` are those of the first. Needs awkward.
 
     Raises:
-        ValueError: awkward is not installed.
+        ValueError: awkward is not installed, or the tables are of different runs.
         FileNotFoundError: there is no such table of events.
     """
     try:
@@ -131,7 +131,11 @@ def _tables(folder: Path, stem: str | None) -> dict[str, pa.Table]:
 
 
 def _counts(events: pa.Table, table: pa.Table) -> npt.NDArray[np.int64]:
-    """How many rows of a table each event has; they are in the order of the events."""
+    """How many rows of a table each event has; they are in the order of the events.
+
+    Raises:
+        ValueError: the table has rows of events that are not there.
+    """
     files = events["file"].unique()
 
     def keys(one: pa.Table) -> npt.NDArray[np.int64]:
@@ -140,9 +144,11 @@ def _counts(events: pa.Table, table: pa.Table) -> npt.NDArray[np.int64]:
             return np.asarray(entry)
         return np.asarray(compute.index_in(one["file"], files).to_numpy().astype(np.int64) << 40 | entry)
 
-    known = keys(events)
+    known, wanted = keys(events), keys(table)
     order = np.argsort(known)
-    place = order[np.searchsorted(known[order], keys(table))]
+    place = order[np.searchsorted(known[order], wanted).clip(max=len(order) - 1)] if len(order) else order
+    if len(wanted) and not (len(order) and (known[place] == wanted).all()):
+        raise ValueError("the tables are not of one another: one has rows of events that the table of events has not")
     return np.bincount(place, minlength=len(known)).astype(np.int64)
 
 

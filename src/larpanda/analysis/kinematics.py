@@ -13,12 +13,12 @@ import numpy.typing as npt
 from scipy.spatial import cKDTree
 
 from larpanda.analysis.ranges import RANGE_CM, energy_mev, momentum_mev
-from larpanda.analysis.trajectory import Trajectory, loss_profile, trajectory
+from larpanda.analysis.trajectory import Trajectory, trajectory
 from larpanda.event import IMAGE_VOXELS, UNKNOWN, VOXEL_CM, EnergyScale, Event, Motif, Reconstruction, Species
 from larpanda.sparse.pieces import pieces
 
 Numbers = npt.NDArray[np.float64]
-START_CM = 3.0  # of a track or shower: where its dE/dx at the start is taken
+START_CM = 3.0  # of a track or shower: where its dE/dx at the start is taken; at the end of a track, too
 DIRECTION_CM = 6.0  # of a track: where its direction at the start is taken
 SHOWER_CM = 20.0  # the same of a shower
 BRAGG_CM = 3.0  # of a track, at either end: which loses more?
@@ -134,10 +134,11 @@ def measure(
         The interaction, and the particles in their order. Nothing depends on the order of particles or voxels but for
         rounding.
     """
-    cores = [_core(group) for group in groups]
-    michels = [core.position for core in cores if core.michel]
-    tracks = [core.position for core in cores if core.species in RANGE_CM]
-    shapes = [_shape(core, tracks, michels, detector) for core in cores]
+    groups = [_by_place(group) for group in groups]
+    cores = [core(group) for group in groups]
+    michels = [one.position for one in cores if one.michel]
+    tracks = [one.position for one in cores if one.species in RANGE_CM]
+    shapes = [_shape(one, tracks, michels, detector) for one in cores]
     vertex = _vertex(shapes)
     particles = [_measure_one(*both, vertex, detector, scale) for both in zip(shapes, groups, strict=True)]
     primaries = [one for one in zip(groups, particles, strict=True) if one[1].primary]
@@ -181,7 +182,13 @@ def measure_event(
     return interactions, particles
 
 
-def _core(group: Group) -> Group:
+def _by_place(group: Group) -> Group:
+    """The same voxels in an order of their own: of equally far ones the first is taken."""
+    rows = np.lexsort([group.energy, *group.position.T])
+    return replace(group, position=group.position[rows], energy=group.energy[rows])
+
+
+def core(group: Group) -> Group:
     """The piece with most energy: what lies far from it is another particle's, found together with it by mistake.
 
     True tracks are one piece; of true photons 84 % are, and of the others the core has most of the energy.
@@ -204,14 +211,14 @@ def _vertex(shapes: Sequence[_Shape]) -> Numbers:
         return _photon_vertex(shapes)
     points = np.array([end for end, _, _ in places])
     near = np.linalg.norm(points[:, None] - points, axis=2) <= MEET_CM
-    best, value = 0, (-1.0, -1.0)
+    best, value = 0, (-1.0,)
     for row, meets in enumerate(near):
         weight = {places[i][2]: places[i][1] for i in np.flatnonzero(meets)}
         for number, shape in enumerate(shapes):
             if shape.group.species is Species.PHOTON and _miss_degrees(shape, points[row]) < POINTING_DEGREES:
                 weight[number] = POINTING_WEIGHT
         energy = math.fsum(float(shapes[number].group.energy.sum()) for number in weight)
-        score = (round(math.fsum(weight.values()), 6), energy)
+        score = (round(math.fsum(weight.values()), 6), energy, *points[row].tolist())
         if score > value:
             best, value = row, score
     meeting: Numbers = points[near[best]].mean(0)
@@ -354,15 +361,16 @@ def _measure_one(
         line = group.position[track.along <= DIRECTION_CM]
         if len(line) >= 4:  # the axis of the points, which the place of the first one hardly turns
             axis = np.linalg.svd(line - line.mean(0), full_matrices=False)[2][0]
-            direction = axis * np.sign(axis @ direction)
-        profile = loss_profile(track.along, group.energy, length, START_CM)[1]
-        start_dedx, end_dedx = (float(profile[0]), float(profile[-1])) if len(profile) else (math.nan, math.nan)
+            direction = axis * np.sign(axis @ direction) if axis @ direction else direction
+        near = min(START_CM, length)
+        start_dedx = _loss(group.energy[track.along <= near], near)
+        end_dedx = _loss(group.energy[track.along >= length - near], near)
     else:
         start = _shower_start(shape, vertex)
         away = np.linalg.norm(group.position - start, axis=1)
         end, length = group.position[int(np.argmax(away))], float(away.max())
         direction = _direction(start, group, away <= SHOWER_CM, shape.axis)
-        start_dedx, end_dedx = float(group.energy[away <= START_CM].sum() / START_CM), math.nan
+        start_dedx, end_dedx = _loss(group.energy[away <= START_CM], START_CM if length > 0 else 0.0), math.nan
     contained = detector.contains(whole.position, detector.containment_cm)
     calo = float(whole.energy.sum()) * scale.of(species)
     by_range, energy = math.nan, calo
@@ -390,6 +398,11 @@ def _measure_one(
         bool(gap <= MEET_CM or points_back),
         gap,
     )
+
+
+def _loss(energy: Numbers, length: float) -> float:
+    """MeV/cm; NaN without length."""
+    return float(energy.sum()) / length if length > 0 else math.nan
 
 
 def _shower_start(shape: _Shape, vertex: Numbers) -> Numbers:

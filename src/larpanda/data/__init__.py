@@ -234,7 +234,7 @@ def entries_of(spec: str | None, n: int) -> list[int]:
     for part in spec.split(","):
         first, colon, last = part.partition(":")
         try:
-            low = int(first) if first else 0
+            low = int(first) if first or not colon else 0
             high = (int(last) if last else n) if colon else low + 1
         except ValueError:
             raise ValueError(f"--events {spec}: expected numbers and ranges such as 10:20,37") from None

@@ -16,6 +16,7 @@ Ints = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.float64]
 Domain = Literal["thing", "all", "predicted_thing", "both"]
 NONE = -1  # a voxel of no instance: a low-energy deposit, or not assigned
+UNKNOWN_CLASS = -1  # of a true instance: a kaon, say, or of a file that does not say
 MATCH = 0.5  # of two segmentations without overlaps at most one pair an instance shares more than half of its union
 
 # One named convention for each number; `larpanda evaluate` writes them beside the numbers.
@@ -40,6 +41,8 @@ CONVENTIONS: Mapping[str, str] = {
     "pq_stuff": "pq with one more class: the voxels of no instance of an event are one segment, and not void",
     "void": "voxels of no true instance do not count in a union; a predicted instance with more than half "
     "of its voxels there, and no match, is no FP",
+    "unknown_class": "a true instance of unknown class, and what matches it, counts in no number of a class: in pq, "
+    "sq, rq, class_confusion and calibration; in the others like any",
     "class_confusion": "pairs with IoU above 0.5 whatever their classes: row true, column predicted class",
     "class_precision": "diagonal over sums of columns; mean over classes that are predicted",
     "ari_class_one_vs_rest": "instances of one class, all else one cluster, in truth and prediction by their own "
@@ -61,8 +64,8 @@ class Overlap:
     found: Ints  # [K] 0..P - 1, or NONE
     voxels: Ints  # [K] shared
     energy: Numbers  # [K] of them, MeV
-    true_class: Ints  # [T]
-    found_class: Ints  # [P]
+    true_class: Ints  # [T] from 0 up, or UNKNOWN_CLASS
+    found_class: Ints  # [P] from 0 up
 
     def sizes(self, side: Literal["true", "found"], energy: bool = False) -> Numbers:
         """Voxels, or energy, of each instance of a side."""
@@ -83,12 +86,13 @@ def overlap(
     Args:
         truth: [N] number of the true instance of each voxel, NONE for none; any numbers from 0 up.
         predicted: [N] likewise.
-        true_class: [N] class of each voxel's true instance, from 0 up; not read where there is none; None: all one.
-        found_class: [N] likewise of the predicted one.
+        true_class: [N] class of each voxel's true instance, from 0 up, or UNKNOWN_CLASS; not read where there is none;
+            None: all one.
+        found_class: [N] likewise of the predicted one, which is known.
         energy: [N] MeV; None: 1 each.
 
     Raises:
-        ValueError: lengths differ, or a number or class is negative where there is an instance.
+        ValueError: lengths differ, or a number or class is below what it may be where there is an instance.
     """
     n = len(truth)
     columns = {"predicted": predicted, "true_class": true_class, "found_class": found_class, "energy": energy}
@@ -103,8 +107,8 @@ def overlap(
         pair % (n_found + 1) - 1,
         voxels.astype(np.int64),
         np.bincount(row, weight, len(pair)).astype(np.float64),
-        _classes("true_class", true, n_true, true_class),
-        _classes("found_class", found, n_found, found_class),
+        _classes("true_class", true, n_true, true_class, UNKNOWN_CLASS),
+        _classes("found_class", found, n_found, found_class, 0),
     )
 
 
@@ -120,17 +124,19 @@ def _numbered(name: str, label: npt.NDArray[np.integer]) -> tuple[Ints, int]:
     return result, len(numbers)
 
 
-def _classes(name: str, label: Ints, n: int, of_voxel: npt.NDArray[np.integer] | None) -> Ints:
+def _classes(name: str, label: Ints, n: int, of_voxel: npt.NDArray[np.integer] | None, lowest: int) -> Ints:
     """The class that most voxels of each instance have; of equals the lowest."""
     if of_voxel is None or n == 0:
         return np.zeros(n, np.int64)
     known = label != NONE
-    classes = np.asarray(of_voxel).astype(np.int64)[known]
+    classes = np.asarray(of_voxel).astype(np.int64)[known] - lowest
     if classes.min() < 0:
-        raise ValueError(f"{name} has {classes.min()} where there is an instance; expected classes from 0 up")
+        raise ValueError(
+            f"{name} has {classes.min() + lowest} where there is an instance; expected classes from {lowest} up"
+        )
     width = int(classes.max()) + 1
     votes = np.bincount(label[known] * width + classes, minlength=n * width).reshape(n, width)
-    winner: Ints = votes.argmax(1)
+    winner: Ints = votes.argmax(1) + lowest
     return winner
 
 
@@ -249,16 +255,25 @@ def quality(table: Overlap, n_classes: int, min_voxels: int = 1, stuff: bool = F
     if stuff:
         result[n_classes] = _stuff(table)
     pairs = matches(table, same_class=True, void=not stuff)
+    untold = _untold(table, void=not stuff)
     np.add.at(result[:, 0], table.true_class[pairs.true], pairs.iou)
     np.add.at(result[:, 1], table.true_class[pairs.true], 1)
-    missed = table.sizes("true") >= min_voxels
+    missed = (table.sizes("true") >= min_voxels) & (table.true_class != UNKNOWN_CLASS)
     missed[pairs.true] = False
     size = table.sizes("found")
     false = np.ones(len(size), bool) if stuff else _on_void(table) <= 0.5 * size
     false[pairs.found] = False
+    false[untold] = False
     np.add.at(result[:, 2], table.found_class[false], 1)
     np.add.at(result[:, 3], table.true_class[missed], 1)
     return result
+
+
+def _untold(table: Overlap, void: bool = True) -> Ints:
+    """Predicted instances that match a true one of unknown class: their class is neither right nor wrong."""
+    pairs = matches(table, void=void)
+    found: Ints = pairs.found[table.true_class[pairs.true] == UNKNOWN_CLASS]
+    return found
 
 
 def _stuff(table: Overlap) -> Numbers:
@@ -286,8 +301,10 @@ def class_confusion(table: Overlap, n_classes: int) -> tuple[Ints, Ints, Ints]:
     """Classes of matched instances [C, C], row truth; and of those that are not matched: true [C], predicted [C]."""
     pairs = matches(table)
     counts = np.zeros((n_classes, n_classes), np.int64)
-    np.add.at(counts, (table.true_class[pairs.true], table.found_class[pairs.found]), 1)
-    missed = np.bincount(np.delete(table.true_class, pairs.true), minlength=n_classes)
+    true, found = table.true_class[pairs.true], table.found_class[pairs.found]
+    np.add.at(counts, (true[true != UNKNOWN_CLASS], found[true != UNKNOWN_CLASS]), 1)
+    alone = np.delete(table.true_class, pairs.true)
+    missed = np.bincount(alone[alone != UNKNOWN_CLASS], minlength=n_classes)
     false = np.bincount(np.delete(table.found_class, pairs.found), minlength=n_classes)
     return counts, missed.astype(np.int64), false.astype(np.int64)
 

@@ -27,7 +27,6 @@ from larpanda.sparse.segment import sum_groups
 
 Ints = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.float64]
-EVENT_VOXELS = 1 << 12  # from one event to the next, where their tracks are looked at together
 SHAPE = 11  # numbers of a fragment's shape
 OCTAVES = 6  # of the sines and cosines of a place: the finest has a period of 14 cm
 RELATIONS = 11  # numbers that say how two fragments lie
@@ -49,9 +48,10 @@ def parts(voxel: Numbers, motif: Ints, event_id: Ints | None = None) -> Ints:
     """
     event_id = np.zeros(len(voxel), np.int64) if event_id is None else event_id
     piece = touching(voxel, np.where(motif == Motif.LED, UNKNOWN, event_id * len(Motif) + motif))
-    track = np.flatnonzero(motif == Motif.TRACK)
-    apart = voxel[track] + event_id[track, None] * np.array([EVENT_VOXELS, 0, 0])
-    piece[track] = piece.max(initial=-1) + 1 + segments(apart)
+    track = motif == Motif.TRACK
+    for event in np.unique(event_id[track]):  # each alone: which of two nearest lines a voxel goes to is its event's
+        rows = np.flatnonzero(track & (event_id == event))
+        piece[rows] = piece.max(initial=-1) + 1 + segments(voxel[rows])
     piece[piece >= 0] = np.unique(piece[piece >= 0], return_inverse=True)[1]
     return piece
 
@@ -241,7 +241,9 @@ def _relations(place: Tensor) -> Tensor:
     """
     b, n = place.shape[:2]
     points = place.reshape(b, 3 * n, 3)
-    distance = torch.cdist(points, points).view(b, n, 3, n, 3)
+    # not by a product of matrices, which PyTorch takes for many points: it is off by a fifth of a voxel
+    exact = "donot_use_mm_for_euclid_dist"
+    distance = torch.cdist(points, points, compute_mode=exact).view(b, n, 3, n, 3)
     nearest, centres = distance.amin((2, 4)), distance[:, :, 0, :, 0]
     axis = F.normalize(place[..., 6:] - place[..., 3:6], dim=2)
     between = place[:, None, :, :3] - place[:, :, None, :3]

@@ -14,6 +14,7 @@ from larpanda.event import UNKNOWN
 from larpanda.sparse.segment import sum_groups
 
 ALPHA, GAMMA = 0.25, 2.0  # of the focal loss (Lin et al. 2017, arXiv:1708.02002), as released
+NEVER = 1e9  # a cost that no pair of numbers has
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ def assign(cost: Tensor, event: Tensor) -> tuple[Tensor, Tensor]:
     """The pairs of instances and queries of least total cost in each event (Hungarian algorithm).
 
     Args:
-        cost: [M, Q], finite.
+        cost: [M, Q]; what is no number, or infinite, is the dearest or the cheapest of all, so that a step whose loss
+            is no number comes to an end and can be left out.
         event: [M] int64, not falling: the event of each instance.
 
     Returns:
@@ -125,7 +127,7 @@ def assign(cost: Tensor, event: Tensor) -> tuple[Tensor, Tensor]:
     rows, queries, first = [], [], 0
     count = torch.unique_consecutive(event, return_counts=True)[1].tolist()
     for part in torch.split(cost.detach().double().cpu(), count):
-        row, query = linear_sum_assignment(part.numpy())
+        row, query = linear_sum_assignment(part.nan_to_num(NEVER, NEVER, -NEVER).numpy())
         rows.append(torch.from_numpy(row) + first)
         queries.append(torch.from_numpy(query))
         first += len(part)

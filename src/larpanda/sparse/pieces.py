@@ -43,8 +43,13 @@ def pieces(position: npt.NDArray[np.floating], gap: float, group: Ints | None = 
     """
     if not len(position) or (group is None and np.ptp(position, axis=0).max() <= gap / 2):
         return np.zeros(len(position), np.int64)
-    place = np.floor(4.0 * (position - position.min(0)) / gap).astype(np.int64)
     group = np.zeros(len(position), np.int64) if group is None else group
+    low = np.full((int(group.max()) + 1, 3), np.inf)
+    np.minimum.at(low, group, position)
+    low = np.where(np.isfinite(low), low, 0.0)  # of numbers that no group has
+    # cells of each group from its own lowest point on, so that none changes those of another
+    place = np.floor(4.0 * (position - low[group]) / gap) + np.floor(4.0 * low / gap)[group]
+    place = place.astype(np.int64)
     order = np.lexsort([*place.T, group])
     keys = np.column_stack([place, group])[order]
     first = np.r_[True, (keys[1:] != keys[:-1]).any(1)]

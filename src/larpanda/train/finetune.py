@@ -104,7 +104,8 @@ def finetune(
     }
 
     def end(task: Supervised | LinearSemantic | Grouping, bundle: Path) -> None:
-        scores = {**task.evaluate(), **task.calibrate()}
+        fitted = task.calibrate()  # first: it changes which query has the best score
+        scores = {**task.evaluate(), **fitted}
         provenance = {**record, "validation": scores}
         save_bundle(bundle, model, provenance, _card(record, scores), half=True)
 

@@ -1,4 +1,4 @@
-"""What a frozen model says of events, made when first asked for and kept as memory allows."""
+"""What a frozen model says of events, made when first asked for and kept, up to 4 GiB for a process and a sequence."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar, overload

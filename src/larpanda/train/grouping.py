@@ -62,8 +62,9 @@ class LabelledFragments:
         """Those of an event with truth; features in float16."""
         assert model.semantic is not None
         points = PointBatch.pack([event.visible(model.config.min_energy_mev)[0]])
-        pyramid = model.encoder(points.to(next(model.parameters()).device))
-        made, of_point = Fragments.of(points, pyramid, model.semantic(pyramid))
+        seen = points.to(next(model.parameters()).device)
+        pyramid = model.encoder(seen)
+        made, of_point = Fragments.of(seen, pyramid, model.semantic(pyramid))
         of_point = of_point.cpu()
         return cls(
             made.half().to(torch.device("cpu")),

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from larpanda.evaluate.calibration import calibration, fit_temperature
-from larpanda.evaluate.clustering import Overlap, matches, overlap
+from larpanda.evaluate.clustering import UNKNOWN_CLASS, Overlap, matches, overlap
 from larpanda.evaluate.summary import clustering
 from larpanda.event import UNKNOWN, Event, PointBatch
 from larpanda.model.backbone import Pyramid
@@ -43,7 +43,7 @@ class Instances:
         ]
         share = 1.0 / total(done.led.new_tensor(float(len(points.start) - 1)))
         led = F.binary_cross_entropy_with_logits(done.led.float(), (label < 0).float(), reduction="sum")
-        led = led / total(led.new_tensor(float(len(label))))
+        led = led / total(led.new_tensor(float(len(label)))).clamp(min=1)
         shown = {f"{name}_loss": getattr(blocks[-1], name).detach() * share for name in names}
         loss = torch.stack([one.total(self.config) for one in blocks]).sum() * share + self.config.led * led
         return Losses(loss, {**shown, "led_loss": led.detach()})
@@ -109,7 +109,7 @@ def find_instances(
     device = next(model.parameters()).device
     for batch in packs(events, model.config.min_energy_mev):
         lengths = batch.start.diff().tolist()
-        columns = (getattr(batch, what), batch.species.clamp(min=0) * (what == "particle"), batch.energy)
+        columns = (getattr(batch, what), batch.species if what == "particle" else batch.species * 0, batch.energy)
         parts = zip(*(torch.split(column, lengths) for column in columns), strict=True)
         on_device = batch.to(device)
         selected = select_all(model.find(on_device, (what,)), what, on_device, config)
@@ -128,6 +128,8 @@ def instance_tables(
 
 
 def matched_classes(table: Overlap, probability: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the M matched instances of an event the class probabilities [M, C], and the true classes [M]."""
+    """Of the M matched instances of an event whose class is known: class probabilities [M, C], true classes [M]."""
     pairs = matches(table)
-    return probability[torch.from_numpy(pairs.found)], torch.from_numpy(table.true_class[pairs.true])
+    label = torch.from_numpy(table.true_class[pairs.true])
+    told = label != UNKNOWN_CLASS
+    return probability[torch.from_numpy(pairs.found)][told], label[told]
