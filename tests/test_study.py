@@ -151,14 +151,14 @@ def test_instances_are_studied_by_their_own_numbers(small, task, capsys):
 
 
 def test_the_learning_rate_is_the_best_of_the_grid(tmp_path):
-    config = StudyConfig(("a",), ("b",), ("c",))
-    for lr, score in zip(config.grid, (0.3, 0.5, 0.4), strict=True):
-        curve = (Validation(8, score, None, None),)
+    config = StudyConfig(("a",), ("b",), ("c",), grid=(1e-4, 1e-3, 3e-3, 1e-2))
+    for lr, score in zip(config.grid, (None, 0.3, 0.5, 0.4), strict=True):
+        curve = () if score is None else (Validation(8, score, None, None),)  # of events without a single particle
         found = CellResult("semantic", "scratch", 2, 0, lr, 8, 0.1, curve, (), "0")
         path = tmp_path / "results" / f"{Cell('scratch', 2, 0, lr).name}.json"
         path.parent.mkdir(exist_ok=True)
         write_result(path, found)
-    assert study._learning_rate(config, tmp_path, Cell("scratch", 7, 3)) == config.grid[1]
+    assert study._learning_rate(config, tmp_path, Cell("scratch", 7, 3)) == config.grid[2]
     with pytest.raises(ValueError, match="no result of the learning rates of full"):
         study._learning_rate(config, tmp_path, Cell("full_k", 7, 3))
     assert study._learning_rate(replace(config, grid=(0.5,)), tmp_path, Cell("full_k", 7, 3)) == 0.5

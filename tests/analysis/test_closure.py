@@ -182,6 +182,10 @@ def test_photons_of_a_pion_have_its_mass():
     masses = pi0_masses(particles, True)
     assert len(masses) >= 5
     assert np.median(masses) == pytest.approx(135, rel=0.25)
+    silent = [replace(one, contained=None) for one in particles]  # a truth that does not say what is contained
+    assert set(masses) <= set(pi0_masses(silent, True))
+    for told, untold in zip(closures(particles, True), closures(silent, True), strict=True):
+        assert told.energy.n <= untold.energy.n
 
 
 def test_truth_without_ends_says_nothing_of_flips(events):

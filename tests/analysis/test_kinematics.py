@@ -141,6 +141,19 @@ def test_loss_at_either_end_is_that_of_three_centimetres(length):
     assert one.end_dedx == pytest.approx(to_go[2] / 3, rel=0.12)
 
 
+def test_a_track_whose_ends_cannot_be_told_begins_where_it_loses_less():
+    """A third of what a Bragg peak makes is too little to be sure, and more than nothing; whatever way it lies."""
+    for way in (UNIT, -UNIT):
+        whole = track(Species.MUON, 400.0, (120, 120, 120), way, until_cm=60)
+        late = ((whole.position - 120) @ way) > 57
+        first, last = whole.energy[((whole.position - 120) @ way) < 3].sum(), whole.energy[late].sum()
+        wanted = first + 0.3 * 3.0 * 2.8  # MeV, where a stopping muon loses 2.8 MeV/cm more in its last 3 cm
+        group = replace(whole, energy=np.where(late, whole.energy * wanted / last, whole.energy))
+        _, (one,) = measure([group], Detector(), NO_SCALE)
+        assert math.isnan(one.range_energy_mev) or one.contained
+        assert np.linalg.norm(np.array(one.start_cm) - 120) < 1.0
+
+
 def test_a_voxel_has_no_loss_and_no_direction():
     for species in Species:
         _, (one,) = measure([Group(species, np.full((1, 3), 100.0), np.ones(1))], Detector(), NO_SCALE)

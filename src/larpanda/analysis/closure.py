@@ -68,6 +68,11 @@ class Comparison:
     found_species: Species | None  # of that particle, if it matches
     found: ParticleMeasure | None  # likewise
 
+    @property
+    def inside(self) -> bool:
+        """Contained in truth, or it does not say."""
+        return self.contained is not False
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VertexComparison:
@@ -265,8 +270,8 @@ def closures(particles: Sequence[Comparison], on_truth: bool) -> list[Closure]:
             for one in particles
             if one.species is species and (mine := one.on_truth if on_truth else one.found) is not None
         ]
-        inside = [(one, mine) for one, mine in both if one.contained is not False and mine.contained]
-        outside = [(one, mine) for one, mine in both if one.contained is False or not mine.contained]
+        inside = [(one, mine) for one, mine in both if one.inside and mine.contained]
+        outside = [(one, mine) for one, mine in both if not (one.inside and mine.contained)]
         rest = [pair for pair in inside if pair[0].at_rest]
         long = [(one, mine) for one, mine in inside if mine.length_cm >= LONG_CM]
         track = species in RANGE_CM
@@ -309,7 +314,7 @@ def pi0_masses(particles: Sequence[Comparison], on_truth: bool) -> list[float]:
     families: dict[tuple[float, ...], list[tuple[Comparison, ParticleMeasure]]] = {}
     for one in particles:
         mine = one.on_truth if on_truth else one.found
-        if one.species is Species.PHOTON and one.parent[0] == 111 and one.contained and mine and mine.contained:
+        if one.species is Species.PHOTON and one.parent[0] == 111 and one.inside and mine and mine.contained:
             families.setdefault((one.parent[1], *one.start_cm.round(3).tolist()), []).append((one, mine))
     masses = []
     for family in families.values():
@@ -327,7 +332,7 @@ def fit_scale(particles: Sequence[Comparison]) -> EnergyScale:
     """
     factors = {}
     for species in Species:
-        mine = [p for p in particles if p.species is species and p.contained and p.on_truth.contained]
+        mine = [p for p in particles if p.species is species and p.inside and p.on_truth.contained]
         whole = [p for p in mine if p.at_rest or species not in RANGE_CM]
         ratio = [p.kinetic_mev / p.on_truth.calo_energy_mev for p in whole]
         factors[species.name.lower()] = round(float(np.median(ratio)), 4) if ratio else 1.0
@@ -448,9 +453,9 @@ CONVENTIONS: Mapping[str, str] = {
     "kinematics": "true particles of 5 voxels or more above threshold; reco_on_truth: measured on their own voxels; "
     "reco: on those of the particle found with IoU > 0.5; n particles, middle the median and half_width half of the "
     "central 68 %, or middle alone a quantile or share; null for fewer than 5",
-    "energy": "measured over true kinetic energy of particles contained in truth and by their voxels; energy_at_rest: "
-    "tracks of them that came to rest; by_range, calo: by range and by calorimetry alone; calo_uncontained: of others; "
-    "energy_by_kinetic: energy, in parts of the true kinetic energy",
+    "energy": "measured over true kinetic energy of particles contained in truth, if it says so, and by their voxels; "
+    "energy_at_rest: tracks of them that came to rest; by_range, calo: by range and by calorimetry alone; "
+    "calo_uncontained: of others; energy_by_kinetic: energy, in parts of the true kinetic energy",
     "angle_degrees": "68 % of contained particles of 10 cm or more; so start_cm, end_cm (tracks), length (measured "
     "over true distance of start and end) and flipped (share that starts nearer to the true end)",
     "vertex_cm": "68 % of fiducial interactions where a track or electron begins; within_1_cm: share of them",

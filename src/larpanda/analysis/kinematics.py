@@ -32,6 +32,7 @@ CURL_CM = 5.0
 POINTING_DEGREES = 15.0  # of a photon, from where it came
 POINTING_WEIGHT = 0.6  # of a photon that points to a place, against a track that begins there
 UNSURE_WEIGHT = 0.8  # of an end that may be a track's start, against one that is
+LEAN_WEIGHT = 0.001  # more for that of the two which loses less: it decides where nothing else does
 TOPOLOGY_MEV = {species: 50.0 if species is Species.PROTON else 25.0 for species in Species}  # counted from here on
 SHORT = {
     Species.PHOTON: "g",
@@ -117,6 +118,7 @@ class _Shape:
     axis: Numbers  # [3] of a shower, from its first end
     ends: Numbers  # [2, 3] cm; of a shower start and end
     start: int  # the end of a track where it began; -1: cannot be told
+    likelier: int  # the end that loses less, so that the track rather began there; -1: as much as the other
     stopped: bool  # a track that came to rest, by its Bragg peak or a Michel electron
 
 
@@ -230,7 +232,7 @@ def _starts(shape: _Shape) -> list[tuple[Numbers, float]]:
     if shape.track is not None:
         if shape.start >= 0:
             return [(shape.ends[shape.start], 1.0)]
-        return [(end, UNSURE_WEIGHT) for end in shape.ends]
+        return [(end, UNSURE_WEIGHT + LEAN_WEIGHT * (i == shape.likelier)) for i, end in enumerate(shape.ends)]
     begins_in_sight = shape.group.species is Species.ELECTRON and not shape.group.michel
     return [(shape.ends[0], UNSURE_WEIGHT)] if begins_in_sight else []
 
@@ -282,33 +284,37 @@ def _shape(group: Group, tracks: Sequence[Numbers], michels: Sequence[Numbers], 
             gap, _ = cKDTree(np.concatenate(tracks)).query(ends)
             if min(gap) <= MEET_CM and gap[1] < gap[0]:
                 axis, ends = -axis, ends[::-1]
-        return _Shape(group, None, axis, ends, 0, False)
+        return _Shape(group, None, axis, ends, 0, 0, False)
     track = trajectory(group.position)
     ends = group.position[track.ends]
-    stop = _stop(group, track, ends, michels)
+    stop, rise = _stop(group, track, ends, michels)
     start = 1 - stop if stop >= 0 else -1
+    likelier = -1 if rise == 0 else int(rise < 0)
     at_wall = [not detector.contains(end[None], WALL_CM) for end in ends]
     if start < 0 and at_wall[0] != at_wall[1]:  # it left there
         start = at_wall.index(False)
-    return _Shape(group, track, np.zeros(3), ends, start, stop >= 0)
+    return _Shape(group, track, np.zeros(3), ends, start, likelier, stop >= 0)
 
 
-def _stop(group: Group, track: Trajectory, ends: Numbers, michels: Sequence[Numbers]) -> int:
-    """The end where a track stopped, by a Michel electron or by its Bragg peak; -1: cannot be told."""
+def _stop(group: Group, track: Trajectory, ends: Numbers, michels: Sequence[Numbers]) -> tuple[int, float]:
+    """The end where a track stopped, by a Michel electron or by its Bragg peak, or -1: cannot be told.
+
+    And by how much more is lost at the second end, over the difference that a stop there makes.
+    """
     if group.species is Species.MUON:
         for michel in michels:
             gap = [float(np.linalg.norm(michel - end, axis=1).min()) for end in ends]
             if min(gap) <= MEET_CM:
-                return int(np.argmin(gap))
+                return int(np.argmin(gap)), 0.0
     window = min(BRAGG_CM, track.length / 2)
     if window < VOXEL_CM:
-        return -1
+        return -1, 0.0
     near = (track.along < window, track.along > track.length - window)
     first, last = (float(group.energy[rows].sum()) / window for rows in near)
     to_go = energy_mev(np.array([window, track.length - window, track.length]), group.species)
     difference = float(to_go[0] - (to_go[2] - to_go[1])) / window  # if it stops at one end
     seen = (last - first) / max(difference, 1e-9)
-    return 1 if seen > BRAGG_SHARE else 0 if seen < -BRAGG_SHARE else -1
+    return (1 if seen > BRAGG_SHARE else 0 if seen < -BRAGG_SHARE else -1), seen
 
 
 def shower_axis(position: Numbers, energy: Numbers) -> tuple[Numbers, Numbers]:
