@@ -162,7 +162,7 @@ def test_lines_that_cannot_be_written_wait(tmp_path):
 
 def test_tensorboard_that_is_not_there_is_said(events, tiny_run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ValueError, match=r"pip install 'larpanda\[tensorboard\]'"):
+    with pytest.raises(ValueError, match="pip install tensorboard"):
         trained(replace(tiny_run, tensorboard=True), events, tmp_path / "run")
 
 
