@@ -265,6 +265,7 @@ def test_an_event_at_which_the_program_fails_has_its_row_and_the_others_theirs(
     reconstruct_file(str(tmp_path / "in.h5"), tmp_path / "out", panoptic)
     rows = pq.read_table(tmp_path / "out/in_events.parquet").to_pylist()
     assert [row["status"] for row in rows] == ["ok", "failed", "ok"]
+    assert rows[1]["reason"] == (str(error) or "AssertionError")
     assert rows[1]["n_merged"] == 1
 
 

@@ -413,7 +413,8 @@ def _one(
         result = reconstructor.reconstruct(event)
         measured = measure_event(event, result, detector, reconstructor.model.config.energy_scale)
     except Exception as error:  # out of memory, mostly; none is worth the rows of all other events
-        result, measured = unseen(event, Status.FAILED, " ".join(str(error).split())[:300]), None
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        result, measured = unseen(event, Status.FAILED, reason), None
     writer.write(event, result, measured)
     return result.status
 
