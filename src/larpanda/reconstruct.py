@@ -129,8 +129,11 @@ class Reconstructor:
 
     def _reconstruct(self, event: Event) -> Reconstruction:
         if not len(event):
-            none = () if self.model.particle else None, () if self.model.interaction else None
-            return replace(unseen(event, Status.EMPTY, ""), particles=none[0], interactions=none[1])
+            return replace(
+                unseen(event, Status.EMPTY, ""),
+                particles=() if self.model.particle else None,
+                interactions=() if self.model.interaction else None,
+            )
         if problem := event.problem():
             return unseen(event, Status.BAD_INPUT, problem)
         visible, row_point = event.visible(self.model.config.min_energy_mev)

@@ -68,16 +68,20 @@ def control_samples(
     position = (event.position.double().cpu().numpy() + 0.5) * VOXEL_CM
     energy, motif, owner = event.energy.double().cpu().numpy(), found.motif.cpu().numpy(), found.particle.cpu().numpy()
     michels = position[motif == Motif.MICHEL]
+
+    def line(one: Particle) -> Group:
+        """The voxels that a track's length and ends are of."""
+        rows = owner == one.id
+        return core(Group(one.species, position[rows], energy[rows]))
+
     for one in found.particles or ():
         rows, mine = owner == one.id, measured[1][one.id]
         if one.species is Species.ELECTRON and (motif[rows] == Motif.MICHEL).mean() > 0.5 and mine.contained:
             samples.michel_mev.append(mine.energy_mev)
         elif one.species is Species.MUON and _goes_through(mine, detector):
-            whole = core(Group(one.species, position[rows], energy[rows]))  # what its length is of
-            samples.through_dedx.append(float(whole.energy.sum()) / mine.length_cm)
+            samples.through_dedx.append(float(line(one).energy.sum()) / mine.length_cm)
         elif one.species in STOPPING and mine.contained and _stopped(one, mine, michels):
-            whole = core(Group(one.species, position[rows], energy[rows]))
-            to_go, loss = _near_the_end(whole.position, whole.energy, np.array(mine.end_cm), STOPPING[one.species])
+            to_go, loss = _near_the_end(line(one), np.array(mine.end_cm), STOPPING[one.species])
             samples.residual_cm[one.species].extend(to_go)
             samples.dedx[one.species].extend(loss)
     samples.pi0_mass_mev.extend(_pi0_masses(found.particles or (), measured[1]))
@@ -96,12 +100,13 @@ def _stopped(one: Particle, mine: ParticleMeasure, michels: Numbers) -> bool:
     return len(michels) > 0 and bool(np.linalg.norm(michels - mine.end_cm, axis=1).min() <= MICHEL_CM)
 
 
-def _near_the_end(position: Numbers, energy: Numbers, end: Numbers, most_cm: float) -> tuple[list[float], list[float]]:
+def _near_the_end(group: Group, end: Numbers, most_cm: float) -> tuple[list[float], list[float]]:
     """Residual range (cm) and energy loss (MeV/cm) of the last steps of a track, but for the very last."""
-    track = trajectory(position)
-    if np.linalg.norm(position[track.ends[0]] - end) > np.linalg.norm(position[track.ends[1]] - end):
+    track = trajectory(group.position)
+    first, last = np.linalg.norm(group.position[track.ends] - end, axis=1)
+    if first > last:
         track = track.reversed()
-    to_go, loss = loss_profile(track.along, energy, track.length, STEP_CM)
+    to_go, loss = loss_profile(track.along, group.energy, track.length, STEP_CM)
     chosen = (to_go < min(most_cm, track.length - STEP_CM)) & (to_go > STEP_CM)
     return to_go[chosen].tolist(), loss[chosen].tolist()
 

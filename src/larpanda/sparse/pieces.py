@@ -48,8 +48,7 @@ def pieces(position: npt.NDArray[np.floating], gap: float, group: Ints | None = 
     np.minimum.at(low, group, position)
     low = np.where(np.isfinite(low), low, 0.0)  # of numbers that no group has
     # cells of each group from its own lowest point on, so that none changes those of another
-    place = np.floor(4.0 * (position - low[group]) / gap) + np.floor(4.0 * low / gap)[group]
-    place = place.astype(np.int64)
+    place = (np.floor(4.0 * (position - low[group]) / gap) + np.floor(4.0 * low / gap)[group]).astype(np.int64)
     order = np.lexsort([*place.T, group])
     keys = np.column_stack([place, group])[order]
     first = np.r_[True, (keys[1:] != keys[:-1]).any(1)]
